@@ -1,0 +1,70 @@
+"""The `specmoe` command: finds sub-commands by file name, turns errors into one sentence and an exit code."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from specmoe.errors import SpecmoeError
+
+COMMANDS = {
+    "profile": "Run a Hugging Face MoE model over text and record its routing.",
+    "import": "Read another engine's routing record.",
+    "solve": "Compute a placement plan from a profile.",
+    "evaluate": "Replay a trace under plans and baselines.",
+    "reshard": "Compile a checkpoint into a plan's layout.",
+    "verify": "Prove a compiled checkpoint whole and equivalent.",
+    "generate": "Generate text from a compiled checkpoint.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is asked for, so that `--help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"specmoe.cli.commands.{cmd_name}_command").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="specmoe")
+def cli() -> None:
+    """Place the experts of a mixture-of-experts model so that tokens travel less, and run it, losslessly.
+
+    \b
+    specmoe profile MODEL --data text.txt -o routing.profile
+    specmoe solve routing.profile -o experts.plan --ep-size 4
+    specmoe evaluate experts.plan --profile heldout.profile
+    specmoe reshard MODEL experts.plan -o compiled/
+    torchrun --nproc-per-node 4 --no-python specmoe generate compiled/ --prompt "Hello"
+    """
+
+
+def main() -> None:
+    """Run the command line; the only place that prints errors and sets exit codes."""
+    try:
+        cli(standalone_mode=False)
+    except SpecmoeError as error:
+        _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", 130)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    click.echo(f"specmoe: {message}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,1 @@
+"""Compute, check, measure and compile placements of experts on ranks."""

@@ -1,0 +1,141 @@
+"""The machine that a plan is made for: ranks on nodes, links between them, and what each rank can hold and do."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.errors import ArtifactError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Ranks of a node are consecutive; bandwidths in GB/s and latencies in microseconds, None where not given.
+
+    relative_speed: one positive number per rank (the load cap is on load over speed). slots: expert slots per rank
+    and layer, in place of equal slots.
+    """
+
+    ranks_per_node: tuple[int, ...]
+    intra_node_gb_per_s: float | None = None
+    inter_node_gb_per_s: float | None = None
+    intra_node_latency_us: float | None = None
+    inter_node_latency_us: float | None = None
+    relative_speed: tuple[float, ...] | None = None
+    slots: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ranks_per_node or any(not _is_count(count) for count in self.ranks_per_node):
+            raise UsageError(f"ranks_per_node is {list(self.ranks_per_node)}, positive whole numbers were expected")
+        for name in _LINK_FIELDS:
+            value = getattr(self, name)
+            if value is not None and not _is_positive(value):
+                raise UsageError(f"{name} is {value!r}, a positive number was expected")
+        _check_per_rank("relative_speed", self.relative_speed, self.ep_size, _is_positive)
+        _check_per_rank("slots", self.slots, self.ep_size, _is_count)
+
+    @classmethod
+    def single_node(cls, ep_size: int) -> "Topology":
+        """`ep_size` equal ranks on one node."""
+        if ep_size < 1:
+            raise UsageError(f"ep_size is {ep_size}, at least 1 was expected")
+        return cls(ranks_per_node=(ep_size,))
+
+    @property
+    def ep_size(self) -> int:
+        return sum(self.ranks_per_node)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.ranks_per_node)
+
+    @cached_property
+    def node_of_rank(self) -> NDArray[np.int32]:
+        """int32 [R]: the node of each rank."""
+        return np.repeat(np.arange(self.num_nodes, dtype=np.int32), self.ranks_per_node)
+
+    @cached_property
+    def speed_of_rank(self) -> NDArray[np.float64]:
+        """float64 [R]: relative speed, 1 where none is given."""
+        return np.asarray(self.relative_speed or np.ones(self.ep_size), dtype=np.float64)
+
+    def slots_of_rank(self, num_logical_experts: int, extra_slots: int = 0) -> NDArray[np.int32]:
+        """int32 [R]: expert slots of each rank, `ceil(E / R) + extra_slots` where the topology gives none.
+
+        Raises `UsageError` where the slots cannot hold every expert, or a rank has more slots than there are experts
+        (it would hold one twice).
+        """
+        R, E = self.ep_size, num_logical_experts
+        if R > E:
+            raise UsageError(f"ep_size is {R}, at most one rank per expert ({E}) was expected")
+        if extra_slots < 0:
+            raise UsageError(f"extra_slots is {extra_slots}, at least 0 was expected")
+        if self.slots is None:
+            slots = np.full(R, math.ceil(E / R) + extra_slots, dtype=np.int32)
+        else:
+            slots = np.asarray(self.slots, dtype=np.int32) + np.int32(extra_slots)
+        if slots.sum() < E:
+            raise UsageError(
+                f"the topology has {slots.sum()} slots in all, at least {E} (one per expert) were expected"
+            )
+        if slots.max() > E:
+            raise UsageError(f"a rank has {slots.max()} slots, at most {E} (each expert once) were expected")
+        return slots
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of the topology file, without the keys that are not given."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Topology":
+        """Read the JSON object of a topology file; unknown keys are refused."""
+        if not isinstance(value, dict):
+            raise UsageError('a topology is a JSON object such as {"ranks_per_node": [4, 4]}')
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(value) - known)
+        if unknown:
+            raise UsageError(f"the topology has unknown keys {unknown}; known are {sorted(known)}")
+        if not isinstance(value.get("ranks_per_node"), list):
+            raise UsageError('the topology needs "ranks_per_node", a list such as [4, 4]')
+        arguments: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
+        return cls(**arguments)
+
+    @classmethod
+    def load(cls, path: Path) -> "Topology":
+        """Read a topology file (JSON)."""
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise UsageError(f"{path}: {error}") from error
+            raise ArtifactError(f"{path} cannot be read as a JSON topology: {error}") from error
+
+
+_LINK_FIELDS = (
+    "intra_node_gb_per_s",
+    "inter_node_gb_per_s",
+    "intra_node_latency_us",
+    "inter_node_latency_us",
+)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _check_per_rank(name: str, values: Any, ep_size: int, is_valid: Any) -> None:
+    if values is None:
+        return
+    if not isinstance(values, tuple) or len(values) != ep_size or not all(is_valid(value) for value in values):
+        raise UsageError(f"{name} is {values!r}, {ep_size} positive numbers (one per rank) were expected")

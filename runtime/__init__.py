@@ -1,0 +1,1 @@
+"""Run a compiled checkpoint: a Hugging Face model whose expert layers execute the plan."""

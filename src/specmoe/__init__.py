@@ -1,0 +1,43 @@
+"""specmoe: place the experts of a mixture-of-experts model so that tokens travel less, and run it, losslessly.
+
+The five stages, as functions: `profile`, `solve`, `evaluate`, `reshard` with `verify`, and `load`. They are imported on
+first use, so that solving needs neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specmoe.placement.evaluate import evaluate as evaluate
+    from specmoe.placement.plan import PlacementPlan as PlacementPlan
+    from specmoe.placement.reshard.compile import reshard as reshard
+    from specmoe.placement.solve import solve as solve
+    from specmoe.placement.topology import Topology as Topology
+    from specmoe.profiler.profile_model import profile as profile
+    from specmoe.profiler.routing_profile import RoutingProfile as RoutingProfile
+    from specmoe.runtime.load import load as load
+    from specmoe.runtime.verify import verify as verify
+
+_HOME_OF = {
+    "PlacementPlan": "specmoe.placement.plan",
+    "RoutingProfile": "specmoe.profiler.routing_profile",
+    "Topology": "specmoe.placement.topology",
+    "evaluate": "specmoe.placement.evaluate",
+    "load": "specmoe.runtime.load",
+    "profile": "specmoe.profiler.profile_model",
+    "reshard": "specmoe.placement.reshard.compile",
+    "solve": "specmoe.placement.solve",
+    "verify": "specmoe.runtime.verify",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'specmoe' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,47 @@
+"""Write a file whole or not at all: a temporary sibling, synced, then renamed over the target."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from specmoe.errors import OutputError
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise `OutputError` when `path` exists and may not be replaced, or its folder is missing."""
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder, a file name was expected")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; give another name or --force to replace it")
+
+
+@contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success sync it and rename it to `path`, else remove it.
+
+    A killed process leaves the old file or the new one. Raises `OutputError` when `path` exists without `force`,
+    or when the system cannot write it (a full disk, no permission).
+    """
+    refuse_existing(path, force=force)
+    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
