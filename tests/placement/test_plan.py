@@ -96,6 +96,8 @@ def int32(*rows: Any) -> Any:
         ({"attention": "tp", "token_affinity": np.zeros((3, 2), np.float16)}, "belongs to attention 'dp'"),
         ({"token_affinity": np.zeros((3, 3), np.float16)}, "tensor token_affinity has shape"),
         ({"token_affinity": np.full((3, 2), np.nan, np.float16)}, "values from nan"),
+        ({"token_affinity": np.full((3, 2), np.inf, np.float16)}, "values from inf"),
+        ({"token_affinity": np.full((3, 2), -np.inf, np.float16)}, "values from -inf"),
     ],
 )
 def test_each_broken_rule_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
