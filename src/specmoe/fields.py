@@ -25,7 +25,7 @@ def check_range(name: str, array: Array, low: float, high: float) -> None:
     """Raise `ArtifactError` unless every value of `array` is finite and lies in `low <= value < high`."""
     if array.size == 0:
         return
-    smallest, largest = array.min(), array.max()
+    smallest, largest = array.min().item(), array.max().item()  # a float16 would round `low` and `high`
     if not (smallest >= low and largest < high):
         raise ArtifactError(
             f"tensor {name} has values from {smallest} to {largest}, {low} <= value < {high} was expected"
