@@ -89,13 +89,13 @@ def assign_requests(lengths: NDArray[np.int64], pull: NDArray[np.float64]) -> ND
     for request in range(num_requests):
         longest = max(longest, lengths[request])
         ceiling = filled.min() + longest
-        best = -1
+        best, best_pull, best_filled = -1, -np.inf, 0
         for rank in range(ep_size):
             if filled[rank] > ceiling:
                 continue
-            gain = pull[request, rank] - pull[request, best] if best >= 0 else np.inf
-            if gain > 0 or (gain == 0 and filled[rank] < filled[best]):
-                best = rank
+            strength = pull[request, rank]
+            if best < 0 or strength > best_pull or (strength == best_pull and filled[rank] < best_filled):
+                best, best_pull, best_filled = rank, strength, filled[rank]
         home[request] = best
         filled[best] += lengths[request]
     return home
