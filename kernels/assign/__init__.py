@@ -1,0 +1,1 @@
+"""Which rows a batch of tokens sends where, and which slot serves each of its (token, expert) pairs."""

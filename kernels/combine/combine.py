@@ -1,0 +1,24 @@
+"""Gather the rows of each token and add them up: a rank's partial sums, or the rows that came back."""
+
+import torch
+
+from specmoe.kernels.checks import check_argument, check_values
+from specmoe.kernels.combine.reference import combine_reference
+
+
+def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """[T, H], of `rows`' dtype: `out[t] = sum over c of weights[t, c] * rows[positions[t, c]]`, in order of c.
+
+    rows: floating [N, H]. positions: int32 [T, C], -1 adds nothing. weights: float32 [T, C], or None for all ones.
+    Products and sums are taken in float32 (in float64 for float64 rows) and rounded once. Deterministic. Raises
+    `UsageError` for a wrong shape, dtype, device or layout.
+    """
+    check_argument("rows", rows, _FLOATS, (-1, -1), rows.device)
+    check_argument("positions", positions, (torch.int32,), (-1, -1), rows.device)
+    check_values("positions", positions, -1, rows.shape[0])
+    if weights is not None:
+        check_argument("weights", weights, (torch.float32,), positions.shape, rows.device)
+    return combine_reference(rows, positions, weights)
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,0 +1,1 @@
+"""Write each row to every place that it goes to."""

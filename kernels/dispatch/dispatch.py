@@ -1,0 +1,18 @@
+"""Write each row to every place that it goes to: to the ranks of a token, or to the slots of a received row."""
+
+import torch
+
+from specmoe.kernels.checks import check_argument, check_values
+from specmoe.kernels.dispatch.reference import dispatch_reference
+
+
+def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """[num_rows, H], of `rows`' dtype: `out[positions[t, c]] = rows[t]` wherever `positions[t, c] >= 0`.
+
+    rows: any dtype [T, H]. positions: int32 [T, C], each place named at most once, -1 for none. Places that nothing
+    names hold unspecified values. Raises `UsageError` for a wrong shape, dtype, device or layout.
+    """
+    check_argument("rows", rows, (rows.dtype,), (-1, -1), rows.device)
+    check_argument("positions", positions, (torch.int32,), (rows.shape[0], -1), rows.device)
+    check_values("positions", positions, -1, num_rows)
+    return dispatch_reference(rows, positions, num_rows)
