@@ -83,7 +83,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def safe_file(folder: Path, name: str) -> Path:
-    """`folder / name`, resolved; raises `CheckpointError` unless it is a regular file that may be read from there."""
+    """`folder / name`; raises `CheckpointError` unless it is a regular file, or a link to one, that may be read from there."""
     path = folder / name
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} is missing; copy or download the checkpoint again")
@@ -97,7 +97,7 @@ def safe_file(folder: Path, name: str) -> Path:
         )
     if not target.is_file():
         raise CheckpointError(f"{path} is not a regular file")
-    return target
+    return path
 
 
 def _read_json(path: Path) -> dict[str, Any]:
