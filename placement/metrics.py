@@ -11,7 +11,9 @@ With token t at home on h(t), ranks(t) the ranks that serve its K experts, and n
 Load is counted in pairs, whatever the ranks' relative speed.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -75,7 +77,9 @@ def measure_plan(
 ) -> list[PlacementMetrics]:
     """The metrics of each layer of `plan` over a sample of the same model; homes: int32 [L, T], worked out if None."""
     where = homes_of(plan, sample) if homes is None else homes
-    return [layer_traffic(plan, sample, layer, where[layer]).metrics() for layer in range(plan.num_layers)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        traffic = pool.map(lambda layer: layer_traffic(plan, sample, layer, where[layer]), range(plan.num_layers))
+        return [layer.metrics() for layer in traffic]
 
 
 def mean_metrics(layers: Sequence[PlacementMetrics]) -> PlacementMetrics:

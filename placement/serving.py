@@ -62,43 +62,43 @@ def _serve_by_cover(
     num_tokens, top_k = expert_ids.shape
     ep_size = len(node_of_rank)
     served_by = np.empty((num_tokens, top_k), dtype=np.int16)
+    unserved = np.empty(top_k, dtype=np.int64)
     score = np.zeros(ep_size, dtype=np.int64)
-    # The tie-breaks as digits of one number: held, on the home's node, named by dispatch_rank, nearness after home.
+    # The rule and its tie-breaks as digits of one number, from the last: nearness after the home, experts for which
+    # dispatch_rank names the rank, on the home's node, experts held.
     named, near, held = ep_size, ep_size * (top_k + 1), 2 * ep_size * (top_k + 1)
     for token in range(num_tokens):
         home = homes[token]
         left = 0
         for k in range(top_k):
-            expert = expert_ids[token, k]
-            served_by[token, k] = -1
-            if dispatch_rank[home, expert] == home:
-                served_by[token, k] = home
-            else:
+            served_by[token, k] = home
+            if dispatch_rank[home, expert_ids[token, k]] != home:
+                unserved[left] = k
                 left += 1
         while left > 0:
             best, best_score = -1, -1
-            for k in range(top_k):
-                if served_by[token, k] >= 0:
-                    continue
+            for position in range(left):
+                expert = expert_ids[token, unserved[position]]
+                for index in range(holder_offsets[expert], holder_offsets[expert + 1]):
+                    rank = holders[index]
+                    total = score[rank]
+                    if total == 0:
+                        total = home - rank if rank < home else home - rank + ep_size
+                        total += near * (node_of_rank[rank] == node_of_rank[home])
+                    total += held + named * (rank == dispatch_rank[home, expert])
+                    score[rank] = total
+                    if total > best_score:
+                        best, best_score = rank, total
+            still_left = 0
+            for position in range(left):
+                k = unserved[position]
                 expert = expert_ids[token, k]
-                for position in range(holder_offsets[expert], holder_offsets[expert + 1]):
-                    rank = holders[position]
-                    if score[rank] == 0:
-                        score[rank] = ep_size - (rank - home) % ep_size
-                        if node_of_rank[rank] == node_of_rank[home]:
-                            score[rank] += near
-                    score[rank] += held
-                    if rank == dispatch_rank[home, expert]:
-                        score[rank] += named
-                    if score[rank] > best_score:
-                        best, best_score = rank, score[rank]
-            for k in range(top_k):
-                if served_by[token, k] >= 0:
-                    continue
-                expert = expert_ids[token, k]
-                for position in range(holder_offsets[expert], holder_offsets[expert + 1]):
-                    score[holders[position]] = 0
-                    if holders[position] == best:
+                unserved[still_left] = k
+                still_left += 1
+                for index in range(holder_offsets[expert], holder_offsets[expert + 1]):
+                    score[holders[index]] = 0
+                    if holders[index] == best:
                         served_by[token, k] = best
-                        left -= 1
+                        still_left -= 1
+            left = still_left
     return served_by
