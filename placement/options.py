@@ -1,0 +1,44 @@
+"""What a placement method is asked for."""
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from specmoe.errors import UsageError
+from specmoe.placement.plan import Attention, ReplicaChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """The options of every method; a method ignores what it has no use for.
+
+    extra_slots: replica slots per rank on top of those that the experts need. max_imbalance: the heaviest rank's load
+    over the mean, at least 1. time_limit: seconds, None for the method's own. replica_choice: None for the better one.
+    group_limited: only permutations that keep the router's expert groups; expert_groups: how many equal groups of
+    consecutive experts the router has, None where it has none or where that is unknown.
+    """
+
+    attention: Attention = "dp"
+    extra_slots: int = 0
+    max_imbalance: float = 1.05
+    seed: int = 0
+    time_limit: float | None = None
+    replica_choice: ReplicaChoice | None = None
+    group_limited: bool = False
+    expert_groups: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise UsageError(f"attention is {self.attention!r}, 'dp' or 'tp' was expected")
+        if self.replica_choice not in (None, *get_args(ReplicaChoice)):
+            raise UsageError(f"replica_choice is {self.replica_choice!r}, 'static' or 'cover' was expected")
+        if self.extra_slots < 0:
+            raise UsageError(f"extra_slots is {self.extra_slots}, at least 0 was expected")
+        if not 1 <= self.max_imbalance < math.inf:
+            raise UsageError(f"max_imbalance is {self.max_imbalance}, at least 1 was expected")
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
+            raise UsageError(f"time_limit is {self.time_limit}, a positive number of seconds was expected")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}, at least 0 was expected")
+        if self.expert_groups is not None and self.expert_groups < 1:
+            raise UsageError(f"expert_groups is {self.expert_groups}, at least 1 was expected")
