@@ -1,0 +1,125 @@
+"""Build the transformers model on the meta device, give its experts modules one process's slots, and fill it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from specmoe.errors import CheckpointError
+from specmoe.runtime.compiled_files import CompiledFiles
+from specmoe.runtime.expert_runtime import ExpertRuntime
+from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
+from specmoe.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_model(files: CompiledFiles, workers: Workers, dtype: torch.dtype | None) -> "PreTrainedModel":
+    """This process's model, on `workers.device`; expert weights of other processes are never allocated.
+
+    Raises `CheckpointError` when the model class is unknown to transformers or a tensor is missing or does not fit.
+    """
+    register_experts_function()
+    experts = files.expert_tensors(workers.own_ranks)
+    model = _fill(files, files.shared_tensors() | experts, experts, dtype)
+    model = model.to(workers.device).requires_grad_(False).eval()
+    modules = [model.get_submodule(name) for name in files.manifest.expert_modules]
+    hidden_size = model.config.get_text_config().hidden_size
+    runtime = ExpertRuntime(files.plan, workers, modules, hidden_size)
+    _attach(model, runtime, modules)
+    return cast("PreTrainedModel", model)
+
+
+def _fill(
+    files: CompiledFiles, tensors: dict[str, torch.Tensor], experts: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(files.folder)
+    model_class = _model_class(files, config)
+    sized_class = _with_slots(model_class, experts)
+    with _no_progress_bar():
+        model, report = sized_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype="auto" if dtype is None else dtype,
+            experts_implementation=IMPLEMENTATION,
+            output_loading_info=True,
+        )
+    _check_report(files, report)
+    # The class that users know; the one above only gave the experts their sizes.
+    model.__class__ = model_class
+    if (files.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(files.folder)
+    return model
+
+
+def _model_class(files: CompiledFiles, config: Any) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise CheckpointError(
+            f"transformers has no causal language model for {files.folder / 'config.json'} (model_type "
+            f"{config.model_type!r})"
+        ) from None
+
+
+def _with_slots(model_class: Any, experts: dict[str, torch.Tensor]) -> Any:
+    """A subclass of `model_class` whose experts parameters have the shapes of `experts`, by parameter name."""
+
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        for name, tensor in experts.items():
+            module_name, _, parameter_name = name.rpartition(".")
+            module = self.get_submodule(module_name)
+            made = getattr(module, parameter_name)
+            empty = torch.empty(tensor.shape, dtype=made.dtype, device="meta")
+            setattr(module, parameter_name, torch.nn.Parameter(empty, requires_grad=False))
+
+    namespace = {"__init__": wraps(model_class.__init__)(init), "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), namespace)
+
+
+def _check_report(files: CompiledFiles, report: dict[str, Any]) -> None:
+    """transformers fills a tensor that it does not find with random numbers and goes on; that must not happen."""
+    for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+        if report[kind]:
+            first = sorted(str(key) for key in report[kind])[0]
+            raise CheckpointError(f"{files.folder} {problem} {len(report[kind])} tensors of the model, such as {first}")
+    if report["error_msgs"]:
+        raise CheckpointError(f"{files.folder} cannot be loaded: {report['error_msgs'][0]}")
+
+
+def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Module]) -> None:
+    for layer, module in zip(runtime.layers, modules, strict=True):
+        # A plain attribute: the layer is no torch module and holds the module that it belongs to.
+        object.__setattr__(module, "specmoe_layer", layer)
+    model.specmoe = runtime
+    model.register_forward_pre_hook(runtime.begin_forward, with_kwargs=True)
+    generate = model.generate
+
+    @wraps(generate)
+    def generate_in_lock_step(*args: Any, **kwargs: Any) -> Any:
+        with runtime.lock_step():
+            return generate(*args, **kwargs)
+
+    object.__setattr__(model, "generate", generate_in_lock_step)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,113 @@
+"""Move rows between the processes of the default group: to the experts' ranks and back.
+
+Shape suffixes: N rows, H hidden size, K pairs per row at most, W processes, V ranks per process.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from specmoe.errors import SpecmoeError
+from specmoe.kernels.assign.assignment import Assignment
+from specmoe.runtime.packing import pack_rows, unpack_rows
+from specmoe.runtime.workers import Workers
+
+
+class ExchangeError(SpecmoeError):
+    """The processes are out of step, or one of them is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What one layer sends and receives, by process; `pairs` is the number of (token, expert) pairs received.
+
+    `anyone_active` is False when no process has work of its own: all of them are in `take_part`.
+    """
+
+    sent_rows: list[int]
+    received_rows: list[int]
+    pairs: int
+    anyone_active: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedRows:
+    """hidden: [N, H]; slots: int32 [N, K], the slots that each row is for, then -1; weights: float32 [N, K]."""
+
+    hidden: torch.Tensor
+    slots: torch.Tensor
+    weights: torch.Tensor
+
+
+class Exchange:
+    """All-to-all over the default process group; with one process nothing is sent and nothing is copied."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+
+    def announce(self, assignment: Assignment, row: int, *, active: bool) -> Traffic:
+        """Tell every process how many rows and pairs it will get from here in the plan's row `row`, and hear theirs.
+
+        The one place where the host waits for the device. Raises `ExchangeError` when a process is at another layer.
+        """
+        counts = torch.stack([assignment.row_offsets, assignment.pair_offsets]).diff().long()
+        if self.workers.world_size == 1:
+            rows, pairs = counts.sum(dim=1).tolist()
+            return Traffic(sent_rows=[rows], received_rows=[rows], pairs=pairs, anyone_active=active)
+        W = self.workers.world_size
+        status = torch.tensor([[row, int(active)]] * W, dtype=torch.int64, device=counts.device)
+        message = torch.cat([status, counts.view(2, W, -1).sum(dim=2).T], dim=1)
+        heard = torch.empty_like(message)
+        self._all_to_all(heard, message, None, None, row)
+        sent_list, heard_list = torch.stack([message, heard]).tolist()
+        for process, (their_row, *_) in enumerate(heard_list):
+            if their_row != row:
+                raise ExchangeError(
+                    f"process {process} is at MoE layer {their_row} while process {self.workers.process} is at {row}; "
+                    "every process must run the same number of forward passes (see lock_step)"
+                )
+        return Traffic(
+            sent_rows=[rows for _, _, rows, _ in sent_list],
+            received_rows=[rows for _, _, rows, _ in heard_list],
+            pairs=sum(pairs for _, _, _, pairs in heard_list),
+            anyone_active=any(their_active for _, their_active, _, _ in heard_list),
+        )
+
+    def send(
+        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, traffic: Traffic, row: int
+    ) -> ReceivedRows:
+        """Send each rank its rows; hidden: [N, H], slots: int32 [N, K], weights: float32 [N, K], by rank."""
+        if self.workers.world_size == 1:
+            return ReceivedRows(hidden=hidden, slots=slots, weights=weights)
+        message = pack_rows(hidden, slots, weights)
+        heard = message.new_empty((sum(traffic.received_rows), message.shape[1]))
+        self._all_to_all(heard, message, traffic.received_rows, traffic.sent_rows, row)
+        return ReceivedRows(**unpack_rows(heard, hidden.dtype, hidden.shape[1], slots.shape[1]))
+
+    def send_back(self, partial: torch.Tensor, traffic: Traffic, row: int) -> torch.Tensor:
+        """Return each received row's partial sum to its sender; [N received, H] in, [N sent, H] out, same orders."""
+        if self.workers.world_size == 1:
+            return partial
+        heard = partial.new_empty((sum(traffic.sent_rows), partial.shape[1]))
+        # As bytes: backends differ in the dtypes that they know.
+        self._all_to_all(
+            heard.view(torch.uint8), partial.view(torch.uint8), traffic.sent_rows, traffic.received_rows, row
+        )
+        return heard
+
+    def _all_to_all(
+        self,
+        received: torch.Tensor,
+        sent: torch.Tensor,
+        received_rows: list[int] | None,
+        sent_rows: list[int] | None,
+        row: int,
+    ) -> None:
+        try:
+            dist.all_to_all_single(received, sent, received_rows, sent_rows)
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"process {self.workers.process} lost the others in MoE layer {row}: one of them ended or hung "
+                f"({str(error).splitlines()[0]})"
+            ) from error

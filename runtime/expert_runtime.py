@@ -1,0 +1,106 @@
+"""What runs beside a loaded model: its MoE layers, their counters, and the lock step of the processes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from specmoe.errors import UsageError
+from specmoe.kernels.routing_tables import RoutingTables
+from specmoe.placement.plan import PlacementPlan
+from specmoe.runtime.counters import Counters, LayerCounts
+from specmoe.runtime.exchange import Exchange
+from specmoe.runtime.homes import BatchHomes
+from specmoe.runtime.moe_layer import MoeLayer
+from specmoe.runtime.requests import assign_requests
+from specmoe.runtime.workers import Workers
+
+
+class ExpertRuntime:
+    """Found on a loaded model as `model.specmoe`.
+
+    Lock step (`dp`): every forward pass of any process needs all processes, since each holds experts that the others'
+    tokens may want. A process that has nothing left to do takes part with no tokens until nobody has work. `generate`
+    does so by itself; other use of the model with several processes goes inside `with model.specmoe.lock_step():`.
+    """
+
+    def __init__(
+        self, plan: PlacementPlan, workers: Workers, experts: Sequence[torch.nn.Module], hidden_size: int
+    ) -> None:
+        self.plan = plan
+        self.workers = workers
+        self._hidden_size = hidden_size
+        self._homes = BatchHomes(plan, workers)
+        self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, workers.device)
+        exchange = Exchange(workers)
+        self._layers = [
+            MoeLayer(
+                row, RoutingTables.of_layer(plan, row, workers.device), module, exchange, self._homes, self._counters
+            )
+            for row, module in enumerate(experts)
+        ]
+        self._dtype = next(experts[0].parameters()).dtype
+        self._depth = 0
+
+    @property
+    def layers(self) -> Sequence[MoeLayer]:
+        """The MoE layers, by the plan's rows."""
+        return self._layers
+
+    def counters(self) -> list[LayerCounts]:
+        """What this process's tokens sent, layer by layer, since the start or the last `reset_counters`."""
+        return self._counters.read()
+
+    def reset_counters(self) -> None:
+        """Start the counters again from zero."""
+        self._counters.reset()
+
+    def assign_requests(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
+        """The process for each of several requests, given in order of arrival by the token ids of their prompts."""
+        ranks = assign_requests(self.plan, token_ids)
+        return [rank // self.workers.ranks_per_process for rank in ranks]
+
+    def pin_requests(self, ranks: Sequence[int] | None) -> None:
+        """Put the rows of the coming batches on these ranks of this process; None: by the plan's rule."""
+        self._homes.pin(ranks)
+
+    @contextmanager
+    def lock_step(self) -> Iterator[None]:
+        """Run any number of forward passes inside; on leaving, take part in the others' until all have left."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        # Not after an error: the process that fails ends, and the others notice.
+        if self._depth == 0 and self.workers.world_size > 1:
+            while self._take_part():
+                pass
+
+    def _take_part(self) -> bool:
+        """Take part in one forward pass of the others; False when none of them has work."""
+        first, *rest = self._layers
+        if not first.take_part(self._dtype, self._hidden_size, self.plan.top_k):
+            return False
+        for layer in rest:
+            layer.take_part(self._dtype, self._hidden_size, self.plan.top_k)
+        return True
+
+    def begin_forward(self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pre-hook (with keyword arguments) of the model: notes the batch that runs next."""
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        batch = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if batch is None:
+            return
+        cache = kwargs.get("past_key_values")
+        is_start = cache is None or cache.get_seq_length() == 0
+        self._homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
+
+
+def runtime_of(model: torch.nn.Module) -> ExpertRuntime:
+    """The runtime of a model that `load` returned; raises `UsageError` for any other model."""
+    runtime = getattr(model, "specmoe", None)
+    if not isinstance(runtime, ExpertRuntime):
+        raise UsageError("the model was not loaded with specmoe.load")
+    return runtime

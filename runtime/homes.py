@@ -1,0 +1,54 @@
+"""The home rank of each token of the running batch: on this process, and on which of its ranks when it has several."""
+
+from collections.abc import Sequence
+
+import torch
+
+from specmoe.errors import UsageError
+from specmoe.placement.plan import PlacementPlan
+from specmoe.runtime.requests import RequestScheduler
+from specmoe.runtime.workers import Workers
+
+
+class BatchHomes:
+    """Every row of a batch is a request and has one home rank, from its first forward pass to its last.
+
+    A batch that starts (nothing cached yet) is spread over the process's ranks by the plan's rule for requests, unless
+    `pin` said where its rows go. Any choice gives the same output; a good one sends fewer rows.
+    """
+
+    def __init__(self, plan: PlacementPlan, workers: Workers) -> None:
+        self._plan = plan
+        self._ranks = workers.own_ranks
+        self._device = workers.device
+        self._pinned: torch.Tensor | None = None
+        self._of_request = self._tensor([self._ranks.start])
+
+    def pin(self, ranks: Sequence[int] | None) -> None:
+        """Use these home ranks, one per batch row, for the batches to come; None goes back to the plan's rule."""
+        strangers = sorted(set(ranks or []) - set(self._ranks))
+        if strangers:
+            raise UsageError(f"rank {strangers[0]} is not on this process, which has {list(self._ranks)}")
+        self._pinned = None if ranks is None else self._tensor(ranks)
+
+    def begin_forward(self, input_ids: torch.Tensor | None, num_requests: int, *, is_start: bool) -> None:
+        """Note the batch that runs next; input_ids: int64 [B, S] or None, B = num_requests."""
+        if len(self._ranks) == 1 and self._pinned is None:
+            return
+        if self._pinned is not None and len(self._pinned) == num_requests:
+            self._of_request = self._pinned
+        elif is_start or len(self._of_request) != num_requests:
+            scheduler = RequestScheduler(self._plan, self._ranks)
+            rows: list[list[int]] = [[]] * num_requests if input_ids is None else input_ids.tolist()
+            self._of_request = self._tensor([scheduler.place(row) for row in rows])
+
+    def of_tokens(self, num_tokens: int) -> torch.Tensor:
+        """int32 [T]: the home rank of each token of the running forward pass, whose tokens are in batch order."""
+        num_requests = len(self._of_request)
+        if num_requests == 0 or num_tokens % num_requests != 0:
+            # An experts layer called by itself: one request.
+            return self._tensor([self._ranks.start]).expand(num_tokens).contiguous()
+        return self._of_request.repeat_interleave(num_tokens // num_requests)
+
+    def _tensor(self, ranks: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(list(ranks), dtype=torch.int32, device=self._device)

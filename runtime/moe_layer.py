@@ -1,0 +1,79 @@
+"""One MoE layer of the running plan: assign, dispatch, exchange, expert products, exchange back, combine."""
+
+import torch
+
+from specmoe.kernels.assign.assign import assign, group_by_slot
+from specmoe.kernels.assign.assignment import Assignment
+from specmoe.kernels.combine.combine import combine
+from specmoe.kernels.dispatch.dispatch import dispatch
+from specmoe.kernels.routing_tables import RoutingTables
+from specmoe.runtime.counters import Counters
+from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
+from specmoe.runtime.homes import BatchHomes
+from specmoe.runtime.slot_product import slot_product
+
+
+class MoeLayer:
+    """Runs the plan's row `row` for this process's tokens and this process's slots; every call is collective.
+
+    experts: the transformers experts module, its parameters holding this process's slots in dimension 0.
+    first_slot, num_slots: those slots in the plan's numbering.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        tables: RoutingTables,
+        experts: torch.nn.Module,
+        exchange: Exchange,
+        homes: BatchHomes,
+        counters: Counters,
+    ) -> None:
+        self.row = row
+        self._tables = tables
+        self._experts = experts
+        self._exchange = exchange
+        self._homes = homes
+        self._counters = counters
+        own = exchange.workers.own_ranks
+        offsets = tables.slot_offsets.tolist()
+        self._first_slot = offsets[own.start]
+        self._num_slots = offsets[own.stop] - offsets[own.start]
+
+    def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+        """[T, H]: the weighted sum of each token's experts.
+
+        hidden: floating [T, H]; top_k_index: integer [T, K], logical experts; top_k_weights: floating [T, K].
+        """
+        home_rank = self._homes.of_tokens(hidden.shape[0])
+        assignment = assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank, self._tables)
+        self._counters.add(self.row, assignment, home_rank, self._tables)
+        traffic = self._exchange.announce(assignment, self.row, active=True)
+        return self._run(hidden.contiguous(), assignment, traffic)
+
+    def take_part(self, dtype: torch.dtype, hidden_size: int, top_k: int) -> bool:
+        """Serve the other processes' rows with no tokens of one's own; False when nobody had any work."""
+        device = self._tables.device
+        nothing = torch.zeros((0, top_k), dtype=torch.int64, device=device)
+        no_homes = torch.zeros(0, dtype=torch.int32, device=device)
+        assignment = assign(nothing, nothing.float(), no_homes, self._tables)
+        traffic = self._exchange.announce(assignment, self.row, active=False)
+        if traffic.anyone_active:
+            self._run(torch.zeros((0, hidden_size), dtype=dtype, device=device), assignment, traffic)
+        return traffic.anyone_active
+
+    def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic) -> torch.Tensor:
+        num_rows = sum(traffic.sent_rows)
+        rows = dispatch(hidden, assignment.token_rows, num_rows)
+        slots, weights = assignment.row_slots[:num_rows], assignment.row_weights[:num_rows]
+        received = self._exchange.send(rows, slots, weights, traffic, self.row)
+        partial = self._partial_sums(received, traffic.pairs)
+        returned = self._exchange.send_back(partial, traffic, self.row)
+        return combine(returned, assignment.token_rows, None)
+
+    def _partial_sums(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
+        """[N, H]: each received row's weighted sum over the slots that it is for."""
+        groups = group_by_slot(received.slots, self._first_slot, self._num_slots)
+        expanded = dispatch(received.hidden, groups.positions, num_pairs)
+        products = slot_product(self._experts, expanded, groups.slot_offsets)
+        return combine(products, groups.positions, received.weights)
