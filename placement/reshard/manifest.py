@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from specmoe.atomic import sync
 from specmoe.errors import ArtifactError, UsageError
 from specmoe.fields import entry
 
@@ -118,6 +119,12 @@ class CompiledManifest:
                 for name, record in sorted(self.files.items())
             },
         }
+
+    def save(self, out: Path) -> None:
+        """Write `out/specmoe.json`, synced; the caller makes the folder appear whole."""
+        path = out / MANIFEST_FILE
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        sync(path)
 
     @classmethod
     def load(cls, out: Path) -> "CompiledManifest":

@@ -10,9 +10,10 @@ a stranger must not make specmoe read, and copy into the output, a file from els
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(entry.num_bytes for entry in self.tensors.values())
 
+    def in_file_order(self, names: Iterable[str]) -> list[str]:
+        """`names`, sorted by the place of their bytes: file by file, from its start."""
+        return sorted(names, key=lambda name: (self.tensors[name].file, self.tensors[name].begin, name))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, hexadecimal, over the tensors' sorted names, dtypes, shapes and first 4 KiB.
@@ -52,13 +57,27 @@ class Checkpoint:
         It does not depend on how tensors are spread over files, so a re-sharded copy is the same model. It
         distinguishes models; it does not detect a byte changed past the first 4 KiB of a tensor (`verify` does).
         """
-        heads = _hash_heads(self.tensors)
+        heads = self._hash_heads()
         state = hashlib.sha256(b"specmoe.model/1")
         for name in sorted(self.tensors):
             entry = self.tensors[name]
             state.update(f"\0{name}\0{entry.dtype}\0{list(entry.shape)}\0".encode())
             state.update(heads[name])
         return state.hexdigest()
+
+    def _hash_heads(self) -> dict[str, bytes]:
+        """SHA-256 of each tensor's first bytes, read file by file."""
+        heads: dict[str, bytes] = {}
+        for path, names in groupby(self.in_file_order(self.tensors), key=lambda name: self.tensors[name].file):
+            try:
+                with path.open("rb", buffering=0) as handle:
+                    for name in names:
+                        entry = self.tensors[name]
+                        head = os.pread(handle.fileno(), min(FINGERPRINT_BYTES, entry.num_bytes), entry.begin)
+                        heads[name] = hashlib.sha256(head).digest()
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        return heads
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -83,7 +102,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def safe_file(folder: Path, name: str) -> Path:
-    """`folder / name`; raises `CheckpointError` unless it is a regular file, or a link to one, that may be read from there."""
+    """`folder / name`; raises `CheckpointError` unless it is a regular file that may be read from there."""
     path = folder / name
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} is missing; copy or download the checkpoint again")
@@ -152,26 +171,3 @@ def _check_against_index(path: Path, header: Mapping[str, TensorEntry], weight_m
         raise CheckpointError(f"{path} has no tensor {name!r}, which the index places there")
     surplus = sorted(set(header) - indexed)[0]
     raise CheckpointError(f"{path} has a tensor {surplus!r} that the index does not place there")
-
-
-def _hash_heads(tensors: Mapping[str, TensorEntry]) -> dict[str, bytes]:
-    """SHA-256 of each tensor's first bytes, read in file order."""
-    heads: dict[str, bytes] = {}
-    by_place = sorted(tensors, key=lambda name: (tensors[name].file, tensors[name].begin))
-    current: Path | None = None
-    descriptor = -1
-    try:
-        for name in by_place:
-            entry = tensors[name]
-            if entry.file != current:
-                if descriptor >= 0:
-                    os.close(descriptor)
-                current, descriptor = entry.file, os.open(entry.file, os.O_RDONLY)
-            head = os.pread(descriptor, min(FINGERPRINT_BYTES, entry.num_bytes), entry.begin)
-            heads[name] = hashlib.sha256(head).digest()
-    except OSError as error:
-        raise CheckpointError(f"{current} cannot be read: {error.strerror or error}") from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-    return heads

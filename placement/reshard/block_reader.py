@@ -1,0 +1,134 @@
+"""Read one MoE block: sort its tensors by the family's row and check them against each other.
+
+What the row does not explain is refused. Every expert of a layer must have the same tensors with the same dtypes and
+shapes.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from specmoe.checkpoint import Checkpoint
+from specmoe.errors import CheckpointError
+from specmoe.placement.reshard.families import Family
+from specmoe.placement.reshard.moe_model import ByteRange, ExpertPiece, MoeLayer
+from specmoe.safetensors_header import TensorEntry
+
+EXPERT_NAME = re.compile(r"experts\.(?P<expert>0|[1-9][0-9]{0,5})\.(?P<projection>\w+)\.(?P<suffix>.+)")
+
+
+class BlockReader:
+    """Reads the block of a checkpoint whose tensors start with `prefix`; it has the family's router weight."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, prefix: str, layer_id: int) -> None:
+        self.checkpoint = checkpoint
+        self.layer_id = layer_id
+        self.family = family
+        self.prefix = prefix
+        router = self._entry(family.router_weight)
+        if len(router.shape) != 2 or router.shape[0] < 1:
+            raise self._error(
+                f"{family.router_weight} has the shape {list(router.shape)}, [experts, hidden] was expected"
+            )
+        self.num_experts = router.shape[0]
+
+    def read(self, names: Sequence[str]) -> MoeLayer:
+        """Sort `names` (relative to the block); raises `CheckpointError` for what is unknown, missing or uneven."""
+        per_expert: dict[str, dict[int, str]] = defaultdict(dict)
+        pieces: dict[str, ExpertPiece] = {}
+        routers: dict[str, int] = {}
+        for name in names:
+            match = EXPERT_NAME.fullmatch(name)
+            if name in self.family.routers:
+                routers[self.prefix + name] = self._check_router(name)
+            elif match and match["projection"] in self._projections():
+                per_expert[f"{match['projection']}.{match['suffix']}"][int(match["expert"])] = name
+            elif label := self._fused_label(name):
+                pieces[label] = self._fused_piece(label, name)
+            elif not name.startswith(self.family.unrouted):
+                raise self._error(f"{name} is not known to the family {self.family.name!r} as expert, router or shared")
+        pieces |= {label: self._stacked_piece(label, members) for label, members in per_expert.items()}
+        self._check_complete(pieces)
+        return MoeLayer(
+            layer_id=self.layer_id,
+            prefix=self.prefix,
+            num_experts=self.num_experts,
+            pieces=dict(sorted(pieces.items())),
+            routers=routers,
+        )
+
+    def _projections(self) -> Iterator[str]:
+        return (projection for projections in self.family.parameters.values() for projection in projections)
+
+    def _fused_label(self, name: str) -> str | None:
+        """The experts module's name for a fused tensor: `experts.down_proj_bias` -> `down_proj_bias`."""
+        for source, parameter in self.family.fused.items():
+            if name == source or (name.startswith(f"{source}_") and "." not in name.removeprefix(source)):
+                return parameter + name.removeprefix(source)
+        return None
+
+    def _check_router(self, name: str) -> int:
+        axis, shape = self.family.routers[name], self._entry(name).shape
+        if len(shape) <= axis or shape[axis] != self.num_experts or any(size != 1 for size in shape[:axis]):
+            raise self._error(
+                f"{name} has the shape {list(shape)}, {self.num_experts} experts on axis {axis} were expected"
+            )
+        return axis
+
+    def _fused_piece(self, label: str, name: str) -> ExpertPiece:
+        entry = self._entry(name)
+        if not entry.shape or entry.shape[0] != self.num_experts or entry.num_bytes % self.num_experts:
+            raise self._error(
+                f"{name} has the shape {list(entry.shape)}, {self.num_experts} experts first were expected"
+            )
+        step = entry.num_bytes // self.num_experts
+        return ExpertPiece(
+            label=label,
+            dtype=entry.dtype,
+            shape=entry.shape[1:],
+            ranges=tuple(ByteRange(self.prefix + name, e * step, (e + 1) * step) for e in range(self.num_experts)),
+            is_fused=True,
+        )
+
+    def _stacked_piece(self, label: str, members: Mapping[int, str]) -> ExpertPiece:
+        missing = sorted(set(range(self.num_experts)) - set(members))
+        surplus = sorted(set(members) - set(range(self.num_experts)))
+        if missing:
+            raise self._error(f"expert {missing[0]} of {self.num_experts} has no {label}")
+        if surplus:
+            raise self._error(f"{label} names expert {surplus[0]}, the router knows {self.num_experts}")
+        first = self._entry(members[0])
+        for name in members.values():
+            entry = self._entry(name)
+            if (entry.dtype, entry.shape) != (first.dtype, first.shape):
+                raise self._error(
+                    f"{name} is {entry.dtype} {list(entry.shape)}, expert 0 has {first.dtype} {list(first.shape)} there"
+                )
+        return ExpertPiece(
+            label=label,
+            dtype=first.dtype,
+            shape=first.shape,
+            ranges=tuple(ByteRange(self.prefix + members[e], 0, first.num_bytes) for e in range(self.num_experts)),
+            is_fused=False,
+        )
+
+    def _check_complete(self, pieces: Mapping[str, ExpertPiece]) -> None:
+        """Every parameter of the experts module has at least one tensor, either per expert or fused, not both."""
+        projections = {label.split(".")[0] for label, piece in pieces.items() if not piece.is_fused}
+        if projections:
+            missing = [projection for projection in self._projections() if projection not in projections]
+            if any(piece.is_fused for piece in pieces.values()):
+                raise self._error("its experts are there both one by one and fused")
+        else:
+            missing = [
+                base for base in self.family.fused.values() if not any(label.startswith(base) for label in pieces)
+            ]
+            missing = missing or ([] if pieces else ["experts"])
+        if missing:
+            raise self._error(f"no {missing[0]} tensor of the experts was found")
+
+    def _entry(self, name: str) -> TensorEntry:
+        return self.checkpoint.tensors[self.prefix + name]
+
+    def _error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self.checkpoint.path}: {self.prefix.removesuffix('.')}: {message}")

@@ -1,0 +1,81 @@
+"""Compile a checkpoint: plan the layout, prove it complete, then move the bytes and put the folder in place."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from specmoe.errors import OutputError, UsageError
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.reshard.build import total_bytes, write_compilation
+from specmoe.placement.reshard.compilation import plan_compilation
+from specmoe.placement.reshard.copy_bytes import Report
+from specmoe.placement.reshard.manifest import CompiledManifest, Layout
+from specmoe.placement.reshard.staging import Staging, refuse_output
+
+MAX_DEFAULT_JOBS = 4
+
+
+def reshard(
+    model: Path | str,
+    plan: Path | str | PlacementPlan,
+    out: Path | str,
+    *,
+    layout: Layout = "ranks",
+    force: bool = False,
+    progress: bool = False,
+    jobs: int | None = None,
+) -> CompiledManifest:
+    """Compile the checkpoint folder `model` by `plan` into the folder `out`; returns its manifest.
+
+    Bytes are moved, never cast, in bounded memory whatever the model's size. `out` appears whole or not at all; an
+    interrupted run is taken up by the next one with the same arguments. `jobs` is how many files are written at once
+    (default: one per processor, at most 4). Raises `CheckpointError`, `MismatchError`, `UsageError` or `OutputError`.
+    """
+    target = Path(os.path.realpath(out))
+    refuse_output(target, force=force)
+    refuse_nesting(Path(os.path.realpath(model)), target)
+    loaded = plan if isinstance(plan, PlacementPlan) else PlacementPlan.load(Path(plan))
+    compilation = plan_compilation(Path(model), loaded, layout)
+    workers = _jobs(jobs)
+    try:
+        with Staging(target, compilation.key) as staging, _progress_bar(progress, total_bytes(compilation)) as report:
+            manifest = write_compilation(compilation, staging, workers, report)
+            staging.publish()
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    return manifest
+
+
+def refuse_nesting(model: Path, out: Path) -> None:
+    """Raise `OutputError` when the output would lie inside the source, or the source inside the output."""
+    if out == model or out.is_relative_to(model) or model.is_relative_to(out):
+        raise OutputError(f"cannot write {out}: the output and the checkpoint {model} must not contain each other")
+
+
+def _jobs(jobs: int | None) -> int:
+    if jobs is None:
+        return min(MAX_DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    if jobs < 1:
+        raise UsageError(f"jobs is {jobs}, at least 1 was expected")
+    return jobs
+
+
+@contextmanager
+def _progress_bar(shown: bool, total: int) -> Iterator[Report]:
+    """Yield a function that counts bytes, from any thread, on a bar on stderr if `shown`."""
+    if not shown:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reshard", file=sys.stderr) as bar:
+
+        def report(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield report

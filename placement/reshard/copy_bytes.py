@@ -1,0 +1,139 @@
+"""Copy ranges of source files into one new file, hashing on the way, in bounded memory."""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from specmoe.atomic import sync
+from specmoe.errors import CheckpointError
+from specmoe.placement.reshard.manifest import FileRecord
+
+BUFFER_BYTES = 4 * 2**20
+_MAX_OPEN_FILES = 32
+
+Report = Callable[[int], None]
+
+
+class Span(NamedTuple):
+    """The bytes `begin` to `end` of a file."""
+
+    path: Path
+    begin: int
+    end: int
+
+
+class CopyStoppedError(Exception):
+    """Another thread failed or the user interrupted; what this thread was writing is of no use."""
+
+
+class SourceFiles:
+    """Positioned reads from many files, the last few kept open; a context manager, for one thread."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def __enter__(self) -> "SourceFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def read_into(self, buffer: memoryview, path: Path, position: int) -> None:
+        """Fill `buffer` from `position` of `path`; raises `CheckpointError` when the file ends before."""
+        try:
+            descriptor = self._descriptor(path)
+            filled = 0
+            while filled < len(buffer):
+                count = os.preadv(descriptor, [buffer[filled:]], position + filled)
+                if count == 0:
+                    raise CheckpointError(f"{path} became shorter while it was read; copy the checkpoint again")
+                filled += count
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._open:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, os.O_RDONLY)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+def write_spans(
+    path: Path, header: bytes, spans: Iterable[Span], *, report: Report, stop: threading.Event
+) -> FileRecord:
+    """Write `header` and the bytes of `spans` to `path` and sync it; returns its size and hash.
+
+    Calls `report` with the number of bytes after each block; raises `CopyStoppedError` once `stop` is set, and
+    `OSError` as the system does.
+    """
+    state = hashlib.sha256()
+    size = 0
+    with SourceFiles() as sources, path.open("wb", buffering=0) as target:
+        for block in _blocks(sources, header, spans):
+            if stop.is_set():
+                raise CopyStoppedError
+            state.update(block)
+            _write_all(target.fileno(), block)
+            size += len(block)
+            report(len(block))
+    sync(path)
+    return FileRecord(num_bytes=size, sha256=state.hexdigest())
+
+
+def hash_file(path: Path, report: Report | None = None) -> str:
+    """SHA-256 of a file, hexadecimal, in bounded memory."""
+    state = hashlib.sha256()
+    with SourceFiles() as sources:
+        for block in _blocks(sources, b"", [Span(path, 0, path.stat().st_size)]):
+            state.update(block)
+            if report is not None:
+                report(len(block))
+    return state.hexdigest()
+
+
+def _blocks(sources: SourceFiles, header: bytes, spans: Iterable[Span]) -> Iterator[memoryview]:
+    """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
+    for start in range(0, len(header), BUFFER_BYTES):
+        yield memoryview(header)[start : start + BUFFER_BYTES]
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    filled = 0
+    for span in _merged(spans):
+        position = span.begin
+        while position < span.end:
+            count = min(span.end - position, BUFFER_BYTES - filled)
+            sources.read_into(buffer[filled : filled + count], span.path, position)
+            position += count
+            filled += count
+            if filled == BUFFER_BYTES:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:filled]
+
+
+def _merged(spans: Iterable[Span]) -> Iterator[Span]:
+    """`spans` with neighbours of one file joined, so that each is one read."""
+    current: Span | None = None
+    for span in spans:
+        if current and current.path == span.path and current.end == span.begin:
+            current = Span(span.path, current.begin, span.end)
+            continue
+        if current:
+            yield current
+        current = span
+    if current:
+        yield current
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
+    written = 0
+    while written < len(block):
+        written += os.write(descriptor, block[written:])
