@@ -17,6 +17,8 @@ from specmoe.runtime.workers import Workers
 class ExchangeError(SpecmoeError):
     """The processes are out of step, or one of them is gone."""
 
+    one_process_only = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:

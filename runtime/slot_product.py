@@ -50,7 +50,8 @@ def _linear(experts: torch.nn.Module, name: str, rows: torch.Tensor, slot: int) 
     bias = getattr(experts, f"{name}_bias")[slot] if experts.has_bias else None
     if not experts.is_transposed:
         return F.linear(rows, weight, bias)
-    return rows @ weight if bias is None else rows @ weight + bias
+    out: torch.Tensor = rows @ weight
+    return out if bias is None else out + bias
 
 
 def _grouped_linear(

@@ -8,6 +8,8 @@ class SpecmoeError(Exception):
     """
 
     exit_code = 1
+    # True for an error that only the raising process knows of, in a run of several processes.
+    one_process_only = False
 
 
 class UsageError(SpecmoeError, ValueError):

@@ -1,0 +1,113 @@
+"""`specmoe generate`: continue prompts with a compiled checkpoint, on one process or several under torchrun."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specmoe.atomic import atomic_file, refuse_existing
+from specmoe.errors import ArtifactError, SpecmoeError, UsageError
+
+if TYPE_CHECKING:
+    from specmoe.runtime.serve import Completion
+
+
+@click.command(name="generate")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue; may be given several times.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file with one prompt per line.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after each prompt (safetensors).")
+@click.option("--force", is_flag=True, help="Replace an existing --logits file.")
+@click.option("--json", "as_json", is_flag=True, help="Print texts and token ids as JSON.")
+def command(
+    out: Path,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    max_new_tokens: int,
+    logits: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Continue prompts greedily with the compiled checkpoint OUT.
+
+    \b
+    specmoe generate compiled/ --prompt "Once upon a time"
+    torchrun --nproc-per-node 4 --no-python specmoe generate compiled/ --prompt "Once upon a time"
+    """
+    # Under torchrun every process runs this; what goes wrong on all of them is said once.
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        texts = [*prompts, *_read_prompts(prompts_file)]
+        if not texts:
+            raise UsageError("there is no prompt; give --prompt TEXT or --prompts-file FILE")
+        if logits is not None:
+            refuse_existing(logits, force=force)
+        completions, decoded = _run(out, texts, max_new_tokens)
+    except SpecmoeError as error:
+        if is_first or error.one_process_only:
+            raise
+        sys.exit(error.exit_code)
+    if is_first:
+        if logits is not None:
+            _save_logits(logits, completions, force=force)
+        _print(texts, completions, decoded, as_json=as_json)
+
+
+def _run(out: Path, texts: Sequence[str], max_new_tokens: int) -> tuple[list["Completion"], list[str]]:
+    import torch.distributed as dist
+    from transformers.utils import logging
+
+    from specmoe.runtime.load import load
+    from specmoe.runtime.serve import serve_prompts
+    from specmoe.runtime.tokenizer import load_tokenizer
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    model = load(out)
+    tokenizer = load_tokenizer(out)
+    completions = serve_prompts(model, [tokenizer(text)["input_ids"] for text in texts], max_new_tokens)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return completions, [tokenizer.decode(item.token_ids, skip_special_tokens=True) for item in completions]
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read as a text file of prompts: {error}") from error
+
+
+def _save_logits(path: Path, completions: Sequence["Completion"], *, force: bool) -> None:
+    import torch
+    from safetensors.torch import save
+
+    tensor = torch.stack([completion.first_logits for completion in completions])
+    with atomic_file(path, force=force) as temporary:
+        temporary.write_bytes(save({"logits": tensor}))
+
+
+def _print(texts: Sequence[str], completions: Sequence["Completion"], decoded: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        items: list[dict[str, Any]] = [
+            {
+                "prompt": prompt,
+                "text": text,
+                "prompt_token_ids": completion.prompt_token_ids,
+                "token_ids": completion.token_ids,
+                "process": completion.process,
+            }
+            for prompt, completion, text in zip(texts, completions, decoded, strict=True)
+        ]
+        click.echo(json.dumps({"completions": items}))
+        return
+    for number, (prompt, text) in enumerate(zip(texts, decoded, strict=True)):
+        if number:
+            click.echo()
+        click.echo(click.style(prompt, bold=True) + text)
