@@ -18,6 +18,10 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
     check_values("positions", positions, -1, rows.shape[0])
     if weights is not None:
         check_argument("weights", weights, (torch.float32,), positions.shape, rows.device)
+    if rows.is_cuda:
+        from specmoe.kernels.combine.fused import combine_fused
+
+        return combine_fused(rows, positions, weights)
     return combine_reference(rows, positions, weights)
 
 

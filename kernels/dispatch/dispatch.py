@@ -15,4 +15,26 @@ def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torc
     check_argument("rows", rows, (rows.dtype,), (-1, -1), rows.device)
     check_argument("positions", positions, (torch.int32,), (rows.shape[0], -1), rows.device)
     check_values("positions", positions, -1, num_rows)
+    if rows.is_cuda:
+        from specmoe.kernels.dispatch.fused import dispatch_fused
+
+        return dispatch_fused(rows, positions, num_rows)
     return dispatch_reference(rows, positions, num_rows)
+
+
+def dispatch_scaled(
+    rows: torch.Tensor, scales: torch.Tensor, positions: torch.Tensor, num_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`dispatch` of quantized rows together with their scales: `[num_rows, H]` and `[num_rows, S]`, in one launch.
+
+    rows: any dtype [T, H], such as float8_e4m3fn. scales: any dtype [T, S], a row's scales (one per block of columns).
+    """
+    check_argument("scales", scales, (scales.dtype,), (rows.shape[0], -1), rows.device)
+    check_argument("rows", rows, (rows.dtype,), (-1, -1), rows.device)
+    check_argument("positions", positions, (torch.int32,), (rows.shape[0], -1), rows.device)
+    check_values("positions", positions, -1, num_rows)
+    if rows.is_cuda:
+        from specmoe.kernels.dispatch.fused import dispatch_scaled_fused
+
+        return dispatch_scaled_fused(rows, scales, positions, num_rows)
+    return dispatch_reference(rows, positions, num_rows), dispatch_reference(scales, positions, num_rows)

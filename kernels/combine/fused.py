@@ -1,0 +1,64 @@
+"""Combine in Triton: a token's rows are gathered, weighted and added in float32, and written once."""
+
+import torch
+
+from specmoe.kernels.launch.compiler import ceil_div, kernel, tl
+from specmoe.kernels.launch.device import device_of
+
+BLOCK_COLUMNS = 1024
+NUM_WARPS = 4
+# Rows of a token whose loads are in flight together.
+CHOICES_AT_ONCE = 8
+
+
+@torch.library.custom_op("specmoe::combine", mutates_args=())
+def combine_fused(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """As `combine`, for checked arguments; the same bits as the reference."""
+    num_tokens, num_choices = positions.shape
+    width = rows.shape[1]
+    out = rows.new_empty((num_tokens, width))
+    if out.numel() == 0:
+        return out
+    with device_of(rows):
+        # Without fusion into multiply-adds, which would round once where the reference rounds twice.
+        _combine_rows[(num_tokens, ceil_div(width, BLOCK_COLUMNS))](
+            rows, positions, positions if weights is None else weights, out,
+            WEIGHTED=weights is not None, CHOICES=num_choices, AT_ONCE=min(CHOICES_AT_ONCE, max(num_choices, 1)),
+            WIDTH=width, WIDE=tl.float64 if rows.dtype == torch.float64 else tl.float32, BLOCK=BLOCK_COLUMNS,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+@combine_fused.register_fake
+def _(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return rows.new_empty((positions.shape[0], rows.shape[1]))
+
+
+@kernel
+def _combine_rows(
+    rows: tl.tensor,
+    positions: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    WEIGHTED: tl.constexpr,
+    CHOICES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    total = tl.zeros([BLOCK], dtype=WIDE)
+    for first in range(0, CHOICES, AT_ONCE):
+        for step in tl.static_range(AT_ONCE):
+            choice = first + step
+            pair = token * CHOICES + choice
+            position = tl.load(positions + pair, mask=choice < CHOICES, other=-1).to(tl.int64)
+            term = tl.load(rows + position * WIDTH + column, mask=inside & (position >= 0), other=0.0).to(WIDE)
+            if WEIGHTED:
+                term *= tl.load(weights + pair, mask=position >= 0, other=0.0)
+            total += term
+    tl.store(out + token * WIDTH + column, total.to(out.dtype.element_ty), mask=inside)

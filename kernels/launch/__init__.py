@@ -1,0 +1,1 @@
+"""What the Triton kernels share: the compiler, launches, and small device functions."""
