@@ -1,0 +1,152 @@
+"""Replay a trace under plans, and under what engines do today, and say what each would have cost."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from specmoe.errors import UsageError
+from specmoe.placement.baselines.for_plan import baselines_for
+from specmoe.placement.homes import request_starts
+from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.same_model import refuse_other_model
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+
+PlanSource = PlacementPlan | str | PathLike[str]
+OnResult = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSummary:
+    """The trace that plans were replayed on: the profile's sample."""
+
+    source: str
+    num_tokens: int
+    num_requests: int
+    num_layers: int
+    num_logical_experts: int
+    top_k: int
+    profile_fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """What the trace costs under one plan: the means over layers, and each layer (its decoder layer in `layer_ids`).
+
+    plan is the plan itself; baseline says that it is one of the placements to compare with, not one of the caller's.
+    """
+
+    name: str
+    plan: PlacementPlan
+    baseline: bool
+    mean: PlacementMetrics
+    layers: tuple[PlacementMetrics, ...]
+
+    @property
+    def layer_ids(self) -> list[int]:
+        ids: list[int] = self.plan.layer_ids.tolist()
+        return ids
+
+    def to_json(self) -> dict[str, Any]:
+        layers = zip(self.layer_ids, self.layers, strict=True)
+        rows = [{"layer_id": layer_id, **layer.to_json()} for layer_id, layer in layers]
+        return {"name": self.name, "mean": self.mean.to_json(), "layers": rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One result per plan, in the caller's order, then one per baseline."""
+
+    trace: TraceSummary
+    results: tuple[PlanResult, ...]
+
+    def result(self, name: str) -> PlanResult:
+        """The first result of that name; raises `UsageError` where there is none."""
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise UsageError(f"there is no result named {name!r}; there are {[result.name for result in self.results]}")
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"trace": {…}, "results": [{"name", "mean": {metric: value}, "layers": [{"layer_id", …}, …]}, …]}`."""
+        return {"trace": self.trace.to_json(), "results": [result.to_json() for result in self.results]}
+
+
+def evaluate(
+    plans: PlanSource | Iterable[PlanSource] | Mapping[str, PlanSource],
+    profile: RoutingProfile | str | PathLike[str],
+    *,
+    on_result: OnResult | None = None,
+) -> Evaluation:
+    """Replay the sample of `profile` under each plan, and under `linear`, `round_robin` and `eplb`.
+
+    A plan is a `PlacementPlan` or the path of one. Its name in the result is its key in a mapping, the path as given,
+    or the method of a plan without a path. The baselines have the ranks, nodes and attention of the first plan, no
+    tables and static choice; plans of another setting add their own, named after it. `eplb` has as many slots as the
+    plan and is fitted to the counts of the very trace that it is judged on: its best case. `on_result` is called with
+    each name when that result is there.
+
+    Raises `MismatchError` for a plan of another model, `ArtifactError` for a file that is not what it should be or a
+    profile without a trace, `UsageError` for no plan at all.
+    """
+    judged = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(Path(profile))
+    named = _named_plans(plans)
+    sample = judged.require_sample("evaluating a plan")
+    for name, plan in named:
+        refuse_other_model(name, plan, judged)
+    candidates = [(name, plan, False) for name, plan in named]
+    candidates += [(name, plan, True) for name, plan in baselines_for([plan for _, plan in named], judged)]
+    results = []
+    for name, plan, baseline in candidates:
+        results.append(_judge(name, plan, sample, baseline=baseline))
+        if on_result is not None:
+            on_result(name)
+    return Evaluation(trace=_summary(judged, sample), results=tuple(results))
+
+
+def _judge(name: str, plan: PlacementPlan, sample: RoutingSample, *, baseline: bool) -> PlanResult:
+    layers = measure_plan(plan, sample)
+    return PlanResult(name=name, plan=plan, baseline=baseline, mean=mean_metrics(layers), layers=tuple(layers))
+
+
+def _named_plans(
+    plans: PlanSource | Iterable[PlanSource] | Mapping[str, PlanSource],
+) -> list[tuple[str, PlacementPlan]]:
+    if isinstance(plans, Mapping):
+        named = [(str(name), _loaded(source)) for name, source in plans.items()]
+    elif isinstance(plans, PlacementPlan | str | PathLike):
+        named = [_with_name(plans)]
+    else:
+        named = [_with_name(source) for source in plans]
+    if not named:
+        raise UsageError("there is no plan to evaluate; give at least one")
+    return named
+
+
+def _with_name(source: PlanSource) -> tuple[str, PlacementPlan]:
+    return (source.method if isinstance(source, PlacementPlan) else str(source)), _loaded(source)
+
+
+def _loaded(source: PlanSource) -> PlacementPlan:
+    if isinstance(source, PlacementPlan):
+        return source
+    if not isinstance(source, str | PathLike):
+        raise UsageError(f"a plan is {source!r}, a PlacementPlan or the path of a plan file was expected")
+    return PlacementPlan.load(Path(source))
+
+
+def _summary(profile: RoutingProfile, sample: RoutingSample) -> TraceSummary:
+    return TraceSummary(
+        source=profile.source,
+        num_tokens=sample.num_tokens,
+        num_requests=len(request_starts(sample.request_ids, sample.num_tokens)),
+        num_layers=profile.num_layers,
+        num_logical_experts=profile.num_logical_experts,
+        top_k=profile.top_k,
+        profile_fingerprint=profile.fingerprint,
+    )
