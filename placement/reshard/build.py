@@ -11,10 +11,11 @@ from pathlib import Path
 from specmoe.checkpoint import INDEX_FILE, Checkpoint
 from specmoe.errors import OutputError
 from specmoe.placement.reshard.compilation import Compilation
-from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Report, Span, hash_file, write_spans
+from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, hash_file, write_spans
 from specmoe.placement.reshard.hf_layout import weight_index
 from specmoe.placement.reshard.layout import OutputFile
 from specmoe.placement.reshard.manifest import PLAN_FILE, CompiledManifest, FileRecord
+from specmoe.placement.reshard.progress import Report
 from specmoe.placement.reshard.staging import Staging
 
 # Room for the plan and the manifest, asked for beside the bytes that are copied.

@@ -73,7 +73,7 @@ def plan_compilation(model: Path, plan: PlacementPlan, layout: Layout) -> Compil
         raise UsageError(f"layout is {layout!r}, one of {sorted(_PLANNERS)} was expected")
     checkpoint = open_checkpoint(model)
     understood = understand(checkpoint)
-    _check_fit(understood, plan)
+    check_fit(understood, plan)
     planned = _PLANNERS[layout](understood, plan)
     planned.check_complete(checkpoint, _copies(understood, plan) if layout == "ranks" else {})
     return Compilation(
@@ -84,7 +84,7 @@ def plan_compilation(model: Path, plan: PlacementPlan, layout: Layout) -> Compil
     )
 
 
-def _check_fit(model: MoeModel, plan: PlacementPlan) -> None:
+def check_fit(model: MoeModel, plan: PlacementPlan) -> None:
     """Raise `MismatchError` unless `plan` was made for this model."""
     where = model.checkpoint.path
     if plan.layer_ids.tolist() != list(model.layers):

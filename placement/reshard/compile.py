@@ -1,18 +1,14 @@
 """Compile a checkpoint: plan the layout, prove it complete, then move the bytes and put the folder in place."""
 
 import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from specmoe.errors import OutputError, UsageError
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.build import total_bytes, write_compilation
 from specmoe.placement.reshard.compilation import plan_compilation
-from specmoe.placement.reshard.copy_bytes import Report
 from specmoe.placement.reshard.manifest import CompiledManifest, Layout
+from specmoe.placement.reshard.progress import byte_progress
 from specmoe.placement.reshard.staging import Staging, refuse_output
 
 MAX_DEFAULT_JOBS = 4
@@ -41,7 +37,10 @@ def reshard(
     compilation = plan_compilation(Path(model), loaded, layout)
     workers = _jobs(jobs)
     try:
-        with Staging(target, compilation.key) as staging, _progress_bar(progress, total_bytes(compilation)) as report:
+        with (
+            Staging(target, compilation.key) as staging,
+            byte_progress("reshard", total_bytes(compilation), shown=progress) as report,
+        ):
             manifest = write_compilation(compilation, staging, workers, report)
             staging.publish()
     except OSError as error:
@@ -61,21 +60,3 @@ def _jobs(jobs: int | None) -> int:
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, at least 1 was expected")
     return jobs
-
-
-@contextmanager
-def _progress_bar(shown: bool, total: int) -> Iterator[Report]:
-    """Yield a function that counts bytes, from any thread, on a bar on stderr if `shown`."""
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    lock = threading.Lock()
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reshard", file=sys.stderr) as bar:
-
-        def report(count: int) -> None:
-            with lock:
-                bar.update(count)
-
-        yield report

@@ -4,18 +4,17 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from specmoe.atomic import sync
 from specmoe.errors import CheckpointError
 from specmoe.placement.reshard.manifest import FileRecord
+from specmoe.placement.reshard.progress import Report
 
 BUFFER_BYTES = 4 * 2**20
 _MAX_OPEN_FILES = 32
-
-Report = Callable[[int], None]
 
 
 class Span(NamedTuple):
@@ -43,6 +42,12 @@ class SourceFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+    def read(self, path: Path, position: int, count: int) -> bytes:
+        """`count` bytes from `position` of `path`; raises `CheckpointError` when the file ends before."""
+        buffer = bytearray(count)
+        self.read_into(memoryview(buffer), path, position)
+        return bytes(buffer)
 
     def read_into(self, buffer: memoryview, path: Path, position: int) -> None:
         """Fill `buffer` from `position` of `path`; raises `CheckpointError` when the file ends before."""

@@ -19,9 +19,7 @@ from specmoe.placement.reshard.moe_model import ByteRange, MoeLayer, MoeModel
 
 def lay_out_hf(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
     """The layout `hf` of `model` under `plan`; raises `MismatchError` for a plan that it cannot express."""
-    _refuse_replicas(plan)
-    _refuse_uneven_ranks(plan)
-    _refuse_torn_groups(plan, num_expert_groups(model.checkpoint.config))
+    check_expressible(plan, num_expert_groups(model.checkpoint.config))
     changed: dict[str, OutputTensor] = {}
     for row, layer in enumerate(model.layers.values()):
         changed |= _permuted(model, layer, [int(expert) for expert in plan.physical_to_logical[row]])
@@ -40,6 +38,13 @@ def lay_out_hf(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
         expert_modules=(),
         files=tuple(files),
     )
+
+
+def check_expressible(plan: PlacementPlan, num_groups: int) -> None:
+    """Raise `MismatchError` unless an ordinary checkpoint, read in contiguous blocks by each rank, can be the plan."""
+    _refuse_replicas(plan)
+    _refuse_uneven_ranks(plan)
+    _refuse_torn_groups(plan, num_groups)
 
 
 def weight_index(files: Sequence[OutputFile]) -> dict[str, object]:

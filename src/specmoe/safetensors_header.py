@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specmoe.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
+_METADATA = "__metadata__"
 
 # Bits per element of every dtype that the format knows.
 DTYPE_BITS = {
@@ -47,18 +48,19 @@ class TensorEntry:
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of `path`; raises `CheckpointError` unless they fill the file exactly and fit their shapes."""
-    try:
-        with path.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            length = _header_length(path, handle.read(8), size)
-            text = handle.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    header = parse_json_object(path, text)
-    header.pop("__metadata__", None)
-    entries = {name: _entry(path, name, value, 8 + length) for name, value in header.items()}
-    _check_offsets(path, entries, 8 + length, size)
+    header, start, size = _read_json_header(path)
+    header.pop(_METADATA, None)
+    entries = {name: _entry(path, name, value, start) for name, value in header.items()}
+    _check_offsets(path, entries, start, size)
     return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings under `__metadata__` in the header of `path`, none where it has none."""
+    metadata = _read_json_header(path).header.get(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} is damaged: its {_METADATA} must map names to strings")
+    return metadata
 
 
 def parse_json_object(path: Path, text: bytes) -> dict[str, Any]:
@@ -72,6 +74,23 @@ def parse_json_object(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: a JSON object was expected")
     return value
+
+
+class _JsonHeader(NamedTuple):
+    header: dict[str, Any]
+    data_start: int
+    file_bytes: int
+
+
+def _read_json_header(path: Path) -> _JsonHeader:
+    try:
+        with path.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            length = _header_length(path, handle.read(8), size)
+            text = handle.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _JsonHeader(parse_json_object(path, text), 8 + length, size)
 
 
 def _header_length(path: Path, prefix: bytes, size: int) -> int:
