@@ -1,0 +1,90 @@
+"""`specmoe reshard`: compile a checkpoint into the layout that a plan asks for."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specmoe.errors import UsageError
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.reshard.compilation import plan_compilation
+from specmoe.placement.reshard.compile import reshard
+from specmoe.placement.reshard.manifest import CompiledManifest, Layout
+
+
+@click.command(name="reshard")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The folder to write; required but for --dry-run."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["ranks", "hf"]),
+    default="ranks",
+    show_default=True,
+    help="ranks: a file per rank, for specmoe. hf: an ordinary checkpoint with renumbered experts, for any engine.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing compiled checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the layout and write nothing.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Files written at once (default: one per processor, at most 4)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    model: Path,
+    plan: Path,
+    output: Path | None,
+    layout: Layout,
+    force: bool,
+    dry_run: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Compile the checkpoint folder MODEL by PLAN, moving bytes: no weight is cast, and memory stays small.
+
+    The output appears whole or not at all. A run that was interrupted goes on where it stopped when it is started
+    again with the same arguments.
+    """
+    if dry_run:
+        summary = plan_compilation(model, PlacementPlan.load(plan), layout).summary()
+        click.echo(json.dumps(summary) if as_json else _describe_layout(summary))
+        return
+    if output is None:
+        raise UsageError("there is no output; give -o OUT, or --dry-run to see the layout")
+    progress = sys.stderr.isatty()
+    manifest = reshard(model, plan, output, layout=layout, force=force, progress=progress, jobs=jobs)
+    click.echo(json.dumps(manifest.to_json()) if as_json else _describe_result(output, manifest))
+
+
+def _describe_layout(summary: Mapping[str, Any]) -> str:
+    lines = [f"{name}  {_size(size)}" for name, size in summary["files"].items()]
+    lines.append(
+        f"in all {_size(summary['bytes'])} from {_size(summary['source_bytes'])}, family {summary['family']}, "
+        f"{summary['ep_size']} ranks, {summary['replica_slots_per_layer']} replica slots in each layer"
+    )
+    if "bytes_read_per_rank" in summary:
+        lines.append(
+            f"each rank reads {_size(summary['shared_bytes'])} of shared tensors and its own experts, "
+            f"at most {_size(max(summary['bytes_read_per_rank']))}"
+        )
+    lines.append(f"copied as they are: {', '.join(summary['copied_files']) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def _describe_result(out: Path, manifest: CompiledManifest) -> str:
+    total = sum(record.num_bytes for record in manifest.files.values())
+    return (
+        f"{out}: layout {manifest.layout}, {manifest.ep_size} ranks, {len(manifest.files)} files, {_size(total)}; "
+        f"specmoe verify {out} proves it whole"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.2f} {unit}"
+    return f"{num_bytes} bytes"
