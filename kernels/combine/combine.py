@@ -21,7 +21,8 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
     if rows.is_cuda:
         from specmoe.kernels.combine.fused import combine_fused
 
-        return combine_fused(rows, positions, weights)
+        out: torch.Tensor = combine_fused(rows, positions, weights)
+        return out
     return combine_reference(rows, positions, weights)
 
 

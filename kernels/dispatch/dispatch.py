@@ -18,7 +18,8 @@ def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torc
     if rows.is_cuda:
         from specmoe.kernels.dispatch.fused import dispatch_fused
 
-        return dispatch_fused(rows, positions, num_rows)
+        out: torch.Tensor = dispatch_fused(rows, positions, num_rows)
+        return out
     return dispatch_reference(rows, positions, num_rows)
 
 
@@ -36,5 +37,6 @@ def dispatch_scaled(
     if rows.is_cuda:
         from specmoe.kernels.dispatch.fused import dispatch_scaled_fused
 
-        return dispatch_scaled_fused(rows, scales, positions, num_rows)
+        out, out_scales = dispatch_scaled_fused(rows, scales, positions, num_rows)
+        return out, out_scales
     return dispatch_reference(rows, positions, num_rows), dispatch_reference(scales, positions, num_rows)
