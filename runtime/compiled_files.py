@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from specmoe.artifact import read_description
 from specmoe.errors import ArtifactError, MismatchError
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.manifest import PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
+from specmoe.runtime.mapped_tensors import map_tensors
 
 _BLOCK_BYTES = 16 * 2**20
 
@@ -68,7 +68,7 @@ class CompiledFiles:
         """Every tensor that is not a routed expert's, under the source checkpoint's name, mapped into memory."""
         tensors: dict[str, torch.Tensor] = {}
         for name in self.manifest.shared_files:
-            tensors |= _read(self.folder / name)
+            tensors |= map_tensors(self.folder / name)
         return tensors
 
     def expert_tensors(self, ranks: range) -> dict[str, torch.Tensor]:
@@ -87,20 +87,12 @@ class CompiledFiles:
         for key, value in expected.items():
             if description.get(key) != value:
                 raise MismatchError(f"{path} has {key} {description.get(key)!r} in its header, {value!r} was expected")
-        tensors = _read(path)
+        tensors = map_tensors(path)
         slots = int(self.plan.slot_offsets[rank + 1] - self.plan.slot_offsets[rank])
         for name, tensor in tensors.items():
             if tensor.dim() == 0 or tensor.shape[0] != slots:
                 raise ArtifactError(f"{path}: tensor {name} does not hold the rank's {slots} slots")
         return tensors
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read as a safetensors file: {error}") from error
 
 
 def _sha256(path: Path) -> str:

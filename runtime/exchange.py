@@ -110,6 +110,6 @@ class Exchange:
             dist.all_to_all_single(received, sent, received_rows, sent_rows)
         except RuntimeError as error:
             raise ExchangeError(
-                f"process {self.workers.process} lost the others in MoE layer {row}: one of them ended or hung "
-                f"({str(error).splitlines()[0]})"
+                f"process {self.workers.process} lost the others in MoE layer {row}: one of them ended or hung; "
+                "its own message says why"
             ) from error

@@ -33,7 +33,7 @@ class MoeLayer:
         self._tables = tables
         self._experts = experts
         self._exchange = exchange
-        self._homes = homes
+        self.homes = homes
         self._counters = counters
         own = exchange.workers.own_ranks
         offsets = tables.slot_offsets.tolist()
@@ -45,7 +45,7 @@ class MoeLayer:
 
         hidden: floating [T, H]; top_k_index: integer [T, K], logical experts; top_k_weights: floating [T, K].
         """
-        home_rank = self._homes.of_tokens(hidden.shape[0])
+        home_rank = self.homes.of_tokens(hidden.shape[0])
         assignment = assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank, self._tables)
         self._counters.add(self.row, assignment, home_rank, self._tables)
         traffic = self._exchange.announce(assignment, self.row, active=True)

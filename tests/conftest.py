@@ -9,6 +9,18 @@ from specmoe.placement.plan import PlacementPlan, ReplicaChoice
 from specmoe.placement.topology import Topology
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `gpu` on a machine without one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
+
+
 @pytest.fixture(scope="session")
 def random_plan() -> Callable[..., PlacementPlan]:
     """`random_plan(rng, num_experts=..., ranks_per_node=..., top_k=...)`: a small legal plan."""

@@ -1,0 +1,146 @@
+"""Tiny random models of several families, saved as ordinary checkpoints and compiled for four uneven ranks."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import specmoe
+from specmoe.placement.plan import PlacementPlan
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SMALL = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
+# Configuration class, its arguments, and the decoder layers that are MoE layers.
+FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "mixtral": (
+        "MixtralConfig",
+        {"intermediate_size": 24, "num_local_experts": 8, "num_experts_per_tok": 2},
+        (0, 1, 2),
+    ),
+    "olmoe": ("OlmoeConfig", {"intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}, (0, 1, 2)),
+    "qwen2_moe": ("Qwen2MoeConfig", {**SMALL, "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]}, (0, 2)),
+    "qwen3_moe": ("Qwen3MoeConfig", {**SMALL, "head_dim": 8}, (0, 1, 2)),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            "intermediate_size": 40,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+        (1, 2),
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "intermediate_size": 24,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        (0, 1, 2),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel:
+    """An unmodified checkpoint and what `reshard` made of it, by replica choice."""
+
+    family: str
+    source: Path
+    compiled: dict[str, Path]
+    plans: dict[str, PlacementPlan]
+
+
+@pytest.fixture(scope="session")
+def compiled_model(tmp_path_factory, random_plan) -> Callable[[str], CompiledModel]:
+    """`compiled_model(family)`: made on first use; four ranks on two nodes, uneven slots, replicas."""
+    made: dict[str, CompiledModel] = {}
+
+    def get(family: str) -> CompiledModel:
+        if family not in made:
+            made[family] = _compile(family, tmp_path_factory.mktemp(family), random_plan)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture
+def quiet_transformers():
+    """No progress bars or notes from transformers on the output under test."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _compile(family: str, folder: Path, random_plan: Callable[..., PlacementPlan]) -> CompiledModel:
+    model = tiny_model(family)
+    layer_ids = FAMILIES[family][2]
+    model.save_pretrained(folder / "source")
+    plans = {
+        choice: random_plan(
+            np.random.default_rng(seed),
+            num_experts=8,
+            ranks_per_node=(2, 2),
+            top_k=model.config.num_experts_per_tok,
+            extra_slots=(1, 0, 2, 1),
+            replica_choice=choice,
+            layer_ids=layer_ids,
+        )
+        for seed, choice in enumerate(("static", "cover"))
+    }
+    compiled = {choice: folder / choice for choice in plans}
+    for choice, plan in plans.items():
+        specmoe.reshard(folder / "source", plan, compiled[choice])
+    return CompiledModel(family=family, source=folder / "source", compiled=compiled, plans=plans)
+
+
+def tiny_model(family: str) -> Any:
+    """A random model whose routers and logits are far from ties."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    config_class, arguments, _ = FAMILIES[family]
+    config = getattr(transformers, config_class)(**{**SHAPE, **arguments})
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(std=0.3)
+        for name, buffer in model.named_buffers():
+            if "correction" in name:
+                buffer.normal_(std=0.1)
+    return model.eval()

@@ -1,0 +1,134 @@
+"""Run by `test_many_processes`: fork processes that load compiled checkpoints together and report what they saw.
+
+Arguments: a JSON file {"folder", "models": {family: [source, compiled]}, "uneven": [source, compiled], ...}. Every
+process of a run writes `FOLDER/RUN-PROCESS.json`, a list of findings, each an object.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+
+import specmoe
+import specmoe.runtime.load
+from specmoe.errors import SpecmoeError
+from specmoe.runtime.serve import serve_prompts
+
+GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+# Requests of each process: how many, how long, and how many new tokens. One process has none.
+WORK = [(2, 5, 4), (1, 8, 9), (0, 1, 0), (2, 7, 6)]
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    # Import every model class once, here, and not in each of the forked processes.
+    for source, _ in settings["models"]["four"].values():
+        _ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(transformers.AutoConfig.from_pretrained(source))]
+    runs: dict[str, tuple[int, Callable[..., list[dict[str, Any]]]]] = {
+        "four": (4, check_models),
+        "two": (2, check_models),
+        "three": (3, check_wrong_world_size),
+        "altered": (4, check_altered_file),
+        "plans": (2, check_different_plans),
+        "steps": (2, check_out_of_step),
+        "death": (4, check_death),
+    }
+    for name, (world_size, check) in runs.items():
+        context = multiprocessing.get_context("fork")
+        arguments = [(name, process, world_size, check, settings) for process in range(world_size)]
+        children = [context.Process(target=run, args=args) for args in arguments]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+
+
+def run(name: str, process: int, world_size: int, check: Callable[..., Any], settings: dict[str, Any]) -> None:
+    folder = Path(settings["folder"])
+    store = dist.FileStore(str(folder / f"{name}-store"), world_size)
+    dist.init_process_group("gloo", store=store, rank=process, world_size=world_size, timeout=timedelta(seconds=60))
+    try:
+        findings = check(name, process, settings)
+    except BaseException:  # noqa: BLE001 (whatever it is, the parent must see it)
+        findings = [{"traceback": traceback.format_exc()}]
+    (folder / f"{name}-{process}.json").write_text(json.dumps(findings))
+    # Without the clean-up of the group, which may be broken on purpose.
+    os._exit(0)
+
+
+def check_models(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return [compare(family, *paths, process) for family, paths in settings["models"][name].items()]
+
+
+def compare(family: str, source: str, compiled: str, process: int) -> dict[str, Any]:
+    """Each process its own requests, of other number and length than the others', beside the unmodified model."""
+    model = specmoe.load(compiled)
+    original = transformers.AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
+    requests, length, new_tokens = WORK[process]
+    tokens = torch.randint(3, 96, (requests, length), generator=torch.Generator().manual_seed(process))
+    finding: dict[str, Any] = {"family": family, "requests": requests}
+    with torch.no_grad(), model.specmoe.lock_step():
+        if requests:
+            expected = original(tokens).logits
+            finding["error"] = float((model(tokens).logits - expected).abs().max() / expected.abs().max())
+    if requests:
+        expected = original.generate(tokens, max_new_tokens=new_tokens, **GREEDY)
+        finding["same_tokens"] = torch.equal(model.generate(tokens, max_new_tokens=new_tokens, **GREEDY), expected)
+    else:
+        with model.specmoe.lock_step():
+            pass
+    finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
+    finding["wire_is_remote"] = all(c.wire_rows == c.remote_copies for c in model.specmoe.counters())
+    prompts = [[3 + n, 50, 4 + n][: 1 + n % 3] for n in range(7)]
+    finding["served"] = [done.token_ids for done in serve_prompts(model, prompts, 3)]
+    finding["served_by"] = [done.process for done in serve_prompts(model, prompts, 1)]
+    return finding
+
+
+def refusal(action: Callable[[], Any]) -> list[dict[str, Any]]:
+    try:
+        action()
+    except SpecmoeError as error:
+        return [{"refused": str(error), "kind": type(error).__name__}]
+    return [{"refused": None}]
+
+
+def check_wrong_world_size(_name: str, _process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return refusal(lambda: specmoe.load(settings["any"]))
+
+
+def check_altered_file(_name: str, _process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return refusal(lambda: specmoe.load(settings["altered"]))
+
+
+def check_different_plans(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return refusal(lambda: specmoe.load(settings["two_plans"][process]))
+
+
+def check_out_of_step(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    model = specmoe.load(settings["any"])
+    layer = model.specmoe.layers[process]
+    return refusal(lambda: layer.take_part(torch.float32, 32, 3))
+
+
+def check_death(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    model = specmoe.load(settings["any"])
+    if process == 3:
+        os._exit(1)
+    return refusal(lambda: model(torch.tensor([[5, 6]])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""One process holding all ranks: the same logits and tokens as the unmodified model, and every refusal."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import specmoe
+from specmoe.errors import ArtifactError, CheckpointError, MismatchError, SpecmoeError, UsageError
+from specmoe.placement.metrics import layer_traffic
+from specmoe.profiler.routing_profile import RoutingSample
+
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
+FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def unmodified(compiled, dtype=torch.float32):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(compiled.source, dtype=dtype, experts_implementation="eager")
+
+
+def some_tokens(*shape):
+    return torch.randint(3, 96, shape, generator=torch.Generator().manual_seed(7))
+
+
+def relative_error(got, expected):
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("choice", ["static", "cover"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_greedy_tokens_are_those_of_the_unmodified_model(compiled_model, family, choice):
+    made = compiled_model(family)
+    original, model = unmodified(made), specmoe.load(made.compiled[choice])
+    assert type(model) is type(original)
+    tokens = some_tokens(3, 17)
+    with torch.no_grad():
+        assert relative_error(model(tokens).logits, original(tokens).logits) < 2e-6
+    assert torch.equal(model.generate(tokens, **GREEDY), original.generate(tokens, **GREEDY))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_near_to_float32_as_the_unmodified_model_in_bfloat16(compiled_model, family):
+    made = compiled_model(family)
+    tokens = some_tokens(4, 24)
+    with torch.no_grad():
+        truth = unmodified(made)(tokens).logits
+        theirs = unmodified(made, torch.bfloat16)(tokens).logits.float()
+        ours = specmoe.load(made.compiled["cover"], dtype=torch.bfloat16)(tokens).logits.float()
+    assert (ours - truth).abs().mean() < 1.15 * (theirs - truth).abs().mean()
+
+
+def test_a_left_padded_batch_is_answered_as_by_the_unmodified_model(compiled_model):
+    made = compiled_model("qwen3_moe")
+    tokens, mask = some_tokens(2, 9), torch.ones(2, 9, dtype=torch.int64)
+    mask[0, :4] = 0
+    original, model = unmodified(made), specmoe.load(made.compiled["cover"])
+    expected = original.generate(tokens, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(tokens, attention_mask=mask, **GREEDY), expected)
+
+
+def test_one_hot_expert_changes_nothing(compiled_model, tmp_path):
+    made = compiled_model("mixtral")
+    source = tmp_path / "source"
+    shutil.copytree(made.source, source)
+    weights = load_file(source / "model.safetensors")
+    # A router of zeros scores all experts alike, so that every token goes to the same ones.
+    weights |= {name: torch.zeros_like(w) for name, w in weights.items() if name.endswith("gate.weight")}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    plan = made.plans["cover"]
+    specmoe.reshard(source, plan, tmp_path / "out")
+    from transformers import AutoModelForCausalLM
+
+    tokens = some_tokens(2, 20)
+    model = specmoe.load(tmp_path / "out")
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")(tokens).logits
+        assert relative_error(model(tokens).logits, expected) < 2e-6
+    assert model.specmoe.counters()[0].pairs == 80
+
+
+@pytest.mark.parametrize("choice", ["static", "cover"])
+def test_the_counters_agree_with_the_prediction_of_evaluate(compiled_model, choice):
+    made = compiled_model("olmoe")
+    model, plan = specmoe.load(made.compiled[choice]), made.plans[choice]
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _module, _args, out: seen.append(out[2].numpy()))
+    homes = [2, 0, 3, 3, 1]
+    model.specmoe.pin_requests(homes)
+    with torch.no_grad():
+        model(some_tokens(5, 16))
+    sample = RoutingSample(expert_ids=np.stack(seen, axis=1).astype(np.uint8))
+    of_token = np.repeat(np.array(homes, dtype=np.int32), 16)
+    for row, counted in enumerate(model.specmoe.counters()):
+        predicted = layer_traffic(plan, sample, row, of_token)
+        assert (counted.tokens, counted.pairs, counted.wire_rows) == (80, 240, 0)
+        assert counted.remote_copies == predicted.remote_copies
+        assert counted.local_pairs == predicted.local_pairs
+
+
+def test_requests_keep_their_home_ranks_while_they_are_decoded(compiled_model):
+    made = compiled_model("olmoe")
+    model = specmoe.load(made.compiled["static"])
+    homes = []
+    model.model.layers[0].mlp.experts.register_forward_hook(
+        lambda module, args, _out: homes.append(module.specmoe_layer.homes.of_tokens(args[0].shape[0]).tolist())
+    )
+    model.generate(some_tokens(4, 6), **GREEDY)
+    prefill, *steps = homes
+    assert sorted(prefill[::6]) == [0, 1, 2, 3], "without affinity equal requests spread evenly"
+    assert all(step == prefill[::6] for step in steps)
+    assert len(steps) == 11
+
+
+def test_counters_start_again_after_a_reset(compiled_model):
+    model = specmoe.load(compiled_model("olmoe").compiled["static"])
+    with torch.no_grad():
+        model(some_tokens(1, 4))
+    model.specmoe.reset_counters()
+    assert {layer.tokens for layer in model.specmoe.counters()} == {0}
+
+
+def test_pinning_to_a_rank_that_is_elsewhere_is_refused(compiled_model):
+    model = specmoe.load(compiled_model("olmoe").compiled["static"])
+    with pytest.raises(UsageError, match="rank 4 is not on this process"):
+        model.specmoe.pin_requests([0, 4])
+
+
+def test_weights_of_one_rank_are_mapped_not_copied(compiled_model, random_plan, tmp_path):
+    made = compiled_model("olmoe")
+    plan = random_plan(np.random.default_rng(0), num_experts=8, ranks_per_node=(1,), top_k=3, layer_ids=(0, 1, 2))
+    specmoe.reshard(made.source, plan, tmp_path / "out")
+    model = specmoe.load(tmp_path / "out")
+    experts = tmp_path / "out" / "experts-rank-00000-of-00001.safetensors"
+    storage = model.model.layers[0].mlp.experts.gate_up_proj.untyped_storage()
+    assert storage.nbytes() == experts.stat().st_size, "the tensor is a part of the mapped file"
+
+
+def _flip_byte(path):
+    with path.open("r+b") as file:
+        file.seek(-5, 2)
+        byte = file.read(1)
+        file.seek(-5, 2)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def _swap(first, second):
+    spare = first.with_suffix(".spare")
+    first.rename(spare)
+    second.rename(first)
+    spare.rename(second)
+
+
+def _edit_manifest(change):
+    def edit(folder):
+        manifest = json.loads((folder / "specmoe.json").read_text())
+        change(manifest)
+        (folder / "specmoe.json").write_text(json.dumps(manifest))
+
+    return edit
+
+
+def _rename_file(manifest, old, new):
+    manifest["files"][new] = manifest["files"].pop(old)
+
+
+RANK_0, RANK_1 = "experts-rank-00000-of-00004.safetensors", "experts-rank-00001-of-00004.safetensors"
+DAMAGE = {
+    "no folder": (lambda f: shutil.rmtree(f), ArtifactError, "not a compiled checkpoint"),
+    "an altered rank file": (lambda f: _flip_byte(f / RANK_1), ArtifactError, "altered since it was compiled"),
+    "a cut rank file": (lambda f: (f / RANK_0).write_bytes(b"short"), ArtifactError, "5 bytes, the manifest says"),
+    "a missing rank file": (lambda f: (f / RANK_0).unlink(), ArtifactError, "is missing"),
+    "an altered config": (lambda f: _flip_byte(f / "config.json"), ArtifactError, "altered since it was compiled"),
+    "another plan": (
+        lambda f: shutil.copy(f.parent / "other-plan", f / "plan.safetensors"),
+        MismatchError,
+        "is not the plan that the checkpoint was compiled with",
+    ),
+    "a file outside the folder": (
+        _edit_manifest(lambda m: _rename_file(m, RANK_0, "../" + RANK_0)),
+        ArtifactError,
+        "not a relative path inside the folder",
+    ),
+    "quantized experts": (_edit_manifest(lambda m: m.update(expert_format="stacked")), MismatchError, "quantized"),
+    "layout hf": (_edit_manifest(lambda m: m.update(layout="hf")), MismatchError, "--layout ranks"),
+}
+
+
+@pytest.fixture
+def copied(compiled_model, tmp_path):
+    """A compiled checkpoint that may be damaged, beside a plan that is not its own."""
+    made = compiled_model("olmoe")
+    folder = tmp_path / "out"
+    shutil.copytree(made.compiled["static"], folder)
+    made.plans["cover"].save(tmp_path / "other-plan")
+    return folder
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(copied, damage, error, message):
+    damage(copied)
+    with pytest.raises(error, match=message):
+        specmoe.load(copied)
+
+
+def test_swapped_rank_files_are_noticed_even_without_hashing(compiled_model, random_plan, tmp_path):
+    made = compiled_model("olmoe")
+    plan = random_plan(np.random.default_rng(0), num_experts=8, ranks_per_node=(2,), top_k=3, layer_ids=(0, 1, 2))
+    folder = tmp_path / "out"
+    specmoe.reshard(made.source, plan, folder)
+    _swap(*(folder / f"experts-rank-0000{rank}-of-00002.safetensors" for rank in (0, 1)))
+    with pytest.raises(SpecmoeError, match="altered since"):
+        specmoe.load(folder)
+    with pytest.raises(MismatchError, match="rank 1 in its header, 0 was expected"):
+        specmoe.load(folder, verify_hashes=False)
+
+
+def test_a_shared_tensor_that_is_missing_is_refused_and_not_made_up(copied):
+    shared = next(copied.glob("shared-*"))
+    weights = load_file(shared)
+    del weights["model.norm.weight"]
+    save_file(weights, shared)
+    _edit_manifest(lambda m: m["files"][shared.name].update(bytes=shared.stat().st_size))(copied)
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors of the model, such as model\.norm\.weight"):
+        specmoe.load(copied, verify_hashes=False)
+
+
+def test_a_capacity_is_refused_while_it_is_not_supported(compiled_model):
+    with pytest.raises(UsageError, match="capacity"):
+        specmoe.load(compiled_model("olmoe").compiled["static"], capacity=1.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_gpu_greedy_tokens_are_those_of_the_unmodified_model(compiled_model, family):
+    made = compiled_model(family)
+    original = unmodified(made).to("cuda")
+    model = specmoe.load(made.compiled["cover"], device="cuda")
+    tokens = some_tokens(3, 17).to("cuda")
+    assert torch.equal(model.generate(tokens, **GREEDY), original.generate(tokens, **GREEDY))
