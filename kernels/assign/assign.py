@@ -39,18 +39,29 @@ def assign(
     check_argument("home_rank", home_rank, (torch.int32,), top_k_index.shape[:1], device)
     check_values("top_k_index", top_k_index, 0, E)
     check_values("home_rank", home_rank, 0, R)
+    if device.type == "cuda":
+        from specmoe.kernels.assign.fused import assign_fused
+
+        return assign_fused(top_k_index, top_k_weights, home_rank, tables, tables.replica_choice)
     return assign_reference(top_k_index, top_k_weights, home_rank, tables)
 
 
-def group_by_slot(row_slots: torch.Tensor, first_slot: int, num_slots: int) -> SlotGroups:
+def group_by_slot(row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int = 1) -> SlotGroups:
     """Where each pair of received rows goes in slot-major order; within a slot by row, then by place in the row.
 
     row_slots: int32 [N, K], the slots that each row is for, -1 for none; the others lie in
-    `first_slot : first_slot + num_slots`, the slots held here. Deterministic; nothing waits for the device.
+    `first_slot : first_slot + num_slots`, the slots held here. alignment: every slot begins at a multiple of it, as
+    grouped matrix products ask for; the places in between hold nothing. Deterministic; nothing waits for the device.
     """
+    if alignment < 1:
+        raise UsageError(f"alignment is {alignment}, at least 1 was expected")
     check_argument("row_slots", row_slots, (torch.int32,), (-1, -1), row_slots.device)
     check_values("row_slots", row_slots, -1, first_slot + num_slots)
-    return group_by_slot_reference(row_slots, first_slot, num_slots)
+    if row_slots.is_cuda:
+        from specmoe.kernels.assign.group_fused import group_by_slot_fused
+
+        return group_by_slot_fused(row_slots, first_slot, num_slots, alignment)
+    return group_by_slot_reference(row_slots, first_slot, num_slots, alignment)
 
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

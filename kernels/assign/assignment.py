@@ -35,8 +35,10 @@ class SlotGroups:
     """Rows expanded to one copy per pair, grouped by slot. N rows, K pairs at most in each, S slots.
 
     positions: int32 [N, K], where each pair's copy goes in slot-major order, -1 where there is no pair. Within a slot
-    copies are in row order. slot_offsets: int32 [S + 1], slot s owns `slot_offsets[s] : slot_offsets[s + 1]`.
+    copies are in row order. slot_offsets: int32 [S + 1], slot s owns `slot_offsets[s] : slot_offsets[s + 1]`, the size
+    of which is `slot_counts[s]` (int32 [S]), rounded up to the alignment that was asked for.
     """
 
     positions: torch.Tensor
     slot_offsets: torch.Tensor
+    slot_counts: torch.Tensor

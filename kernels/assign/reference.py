@@ -55,19 +55,22 @@ def rows_of_pairs(pair_slot_TK: torch.Tensor, weight_TK: torch.Tensor, tables: R
     )
 
 
-def group_by_slot_reference(row_slots: torch.Tensor, first_slot: int, num_slots: int) -> SlotGroups:
+def group_by_slot_reference(row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int) -> SlotGroups:
     """As `group_by_slot`, for checked arguments."""
     flat = row_slots.flatten()
     local = torch.where(flat >= 0, flat - first_slot, num_slots).long()
-    order = torch.argsort(local, stable=True)
-    position = torch.empty_like(order)
-    position[order] = torch.arange(len(order), device=order.device)
-    position = torch.where(flat >= 0, position, -1)
     counts = torch.zeros(num_slots + 1, dtype=torch.int64, device=flat.device)
     counts.scatter_add_(0, local, torch.ones_like(local))
+    sizes = (counts[:num_slots] + alignment - 1) // alignment * alignment
+    offsets = _offsets(sizes)
+    order = torch.argsort(local, stable=True)
+    nth = torch.empty_like(order)
+    nth[order] = torch.arange(len(order), device=order.device) - _offsets(counts)[local[order]]
+    positions = torch.where(flat >= 0, offsets[local] + nth, -1)
     return SlotGroups(
-        positions=position.view_as(row_slots).to(torch.int32),
-        slot_offsets=_offsets(counts[:num_slots]).to(torch.int32),
+        positions=positions.view_as(row_slots).to(torch.int32),
+        slot_offsets=offsets.to(torch.int32),
+        slot_counts=counts[:num_slots].to(torch.int32),
     )
 
 
