@@ -1,7 +1,6 @@
 """Build the transformers model on the meta device, give its experts modules one process's slots, and fill it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +10,7 @@ from specmoe.errors import CheckpointError
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
+from specmoe.runtime.quiet import quiet_transformers
 from specmoe.runtime.workers import Workers
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _fill(
     config = AutoConfig.from_pretrained(files.folder)
     model_class = _model_class(files, config)
     sized_class = _with_slots(model_class, experts)
-    with _no_progress_bar():
+    with quiet_transformers():
         model, report = sized_class.from_pretrained(
             None,
             config=config,
@@ -110,16 +110,3 @@ def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Modul
             return generate(*args, **kwargs)
 
     object.__setattr__(model, "generate", generate_in_lock_step)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,108 @@
+"""`specmoe generate` on one process and, under torchrun, on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+PROMPTS = ["hello", "abc", "xyz"]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint):
+    """What the unmodified model continues, by prompt: token ids and the logits after the prompt."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, experts_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    answers = {}
+    for prompt in PROMPTS:
+        tokens = torch.tensor([tokenizer(prompt)["input_ids"]])
+        new = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, tokens.shape[1] :]
+        with torch.no_grad():
+            answers[prompt] = (new.tolist(), model(tokens).logits[0, -1])
+    return answers
+
+
+def check_answers(printed, logits_file, expected):
+    completions = json.loads(printed)["completions"]
+    assert [item["prompt"] for item in completions] == PROMPTS
+    logits = load_file(logits_file)["logits"]
+    for item, row in zip(completions, logits, strict=True):
+        token_ids, expected_row = expected[item["prompt"]]
+        assert item["token_ids"] == token_ids
+        torch.testing.assert_close(row, expected_row, rtol=1e-5, atol=1e-5)
+    return completions
+
+
+def arguments(compiled, logits_file):
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    return ["generate", compiled, *prompts, "--max-new-tokens", 8, "--json", "--logits", logits_file]
+
+
+def test_one_process_answers_as_the_unmodified_model(command_line, compiled_tiny, expected, tmp_path):
+    code, out, _ = command_line(*arguments(compiled_tiny, tmp_path / "logits"))
+    assert code == 0
+    check_answers(out, tmp_path / "logits", expected)
+
+
+def torchrun(processes, *words):
+    script = Path(sys.executable).with_name("specmoe")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    return subprocess.run(
+        [str(word) for word in (*command, *words)], env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_two_processes_under_torchrun_share_the_prompts_and_print_once(compiled_tiny, expected, tmp_path):
+    done = torchrun(2, *arguments(compiled_tiny, tmp_path / "logits"))
+    assert done.returncode == 0, done.stderr
+    completions = check_answers(done.stdout, tmp_path / "logits", expected)
+    assert {item["process"] for item in completions} == {0, 1}
+
+
+def test_a_wrong_number_of_processes_is_said_once(compiled_tiny):
+    done = torchrun(3, "generate", compiled_tiny, "--prompt", "a")
+    assert done.returncode != 0
+    assert done.stderr.count("specmoe: 3 processes cannot share the checkpoint's 2 ranks; start 1 or 2") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_prompts_from_a_file_and_plain_text_output(command_line, compiled_tiny, tmp_path):
+    (tmp_path / "prompts").write_text("hello\n\nabc\n", encoding="utf-8")
+    code, out, _ = command_line(
+        "generate", compiled_tiny, "--prompts-file", tmp_path / "prompts", "--max-new-tokens", 2
+    )
+    assert code == 0
+    assert out.startswith("hello")
+    assert "\n\nabc" in out
+
+
+MISTAKES = {
+    "no prompt": (["--max-new-tokens", "3"], 2, "there is no prompt"),
+    "an empty prompt": (["--prompt", ""], 2, "prompt 0 has no tokens"),
+    "a prompts file that is not there": (["--prompts-file", "/nowhere"], 1, "cannot be read as a text file"),
+    "an existing logits file": (["--prompt", "a", "--logits", __file__], 1, "exists already"),
+    "no new tokens": (["--prompt", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_sentence_and_an_exit_code(command_line, compiled_tiny, words, code, message):
+    got, out, err = command_line("generate", compiled_tiny, *words)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_that_is_no_compiled_checkpoint_is_refused(command_line, tiny_checkpoint):
+    code, _, err = command_line("generate", tiny_checkpoint, "--prompt", "a")
+    assert code == 1
+    assert "is not a compiled checkpoint" in err
