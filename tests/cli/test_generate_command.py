@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specmoe.errors import ArtifactError
+
 PROMPTS = ["hello", "abc", "xyz"]
 
 
@@ -67,12 +69,13 @@ def test_two_processes_under_torchrun_share_the_prompts_and_print_once(compiled_
     assert {item["process"] for item in completions} == {0, 1}
 
 
-def test_a_wrong_number_of_processes_is_said_once(compiled_tiny):
-    done = torchrun(3, "generate", compiled_tiny, "--prompt", "a")
-    assert done.returncode != 0
-    assert done.stderr.count("specmoe: 3 processes cannot share the checkpoint's 2 ranks; start 1 or 2") == 1
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+@pytest.mark.parametrize(("own_error", "printed"), [(False, False), (True, True)], ids=["shared", "its own"])
+def test_a_later_process_says_only_what_the_first_cannot_know(command_line, monkeypatch, tmp_path, own_error, printed):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(ArtifactError, "one_process_only", own_error)
+    code, _, err = command_line("generate", tmp_path, "--prompt", "a")
+    assert code == 1
+    assert bool(err) == printed
 
 
 def test_prompts_from_a_file_and_plain_text_output(command_line, compiled_tiny, tmp_path):
