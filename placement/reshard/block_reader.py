@@ -114,16 +114,16 @@ class BlockReader:
 
     def _check_complete(self, pieces: Mapping[str, ExpertPiece]) -> None:
         """Every parameter of the experts module has at least one tensor, either per expert or fused, not both."""
+        if not pieces:
+            raise self._error("there is a router but no experts")
         projections = {label.split(".")[0] for label, piece in pieces.items() if not piece.is_fused}
-        if projections:
-            missing = [projection for projection in self._projections() if projection not in projections]
-            if any(piece.is_fused for piece in pieces.values()):
-                raise self._error("its experts are there both one by one and fused")
+        if not projections:
+            bases = self.family.fused.values()
+            missing = [base for base in bases if not any(label.startswith(base) for label in pieces)]
+        elif any(piece.is_fused for piece in pieces.values()):
+            raise self._error("its experts are there both one by one and fused")
         else:
-            missing = [
-                base for base in self.family.fused.values() if not any(label.startswith(base) for label in pieces)
-            ]
-            missing = missing or ([] if pieces else ["experts"])
+            missing = [projection for projection in self._projections() if projection not in projections]
         if missing:
             raise self._error(f"no {missing[0]} tensor of the experts was found")
 

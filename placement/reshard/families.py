@@ -161,12 +161,17 @@ _DEFAULT_GROUPS = {"deepseek_v3": 8, "bailing_hybrid": 8}
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model's `config`; raises `CheckpointError`, naming what was found, for one not in the table."""
-    found = [part["model_type"] for part in (config, language_config(config)) if "model_type" in part]
+    stated = [part.get("model_type") for part in (config, language_config(config))]
+    found = [name for name in stated if isinstance(name, str)]
     for family in FAMILIES:
         if set(found) & set(family.model_types):
             return family
     known = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
-    raise CheckpointError(f"{where} has the model type {found[:1] or 'none'}, which is not a known family ({known})")
+    if not found:
+        raise CheckpointError(
+            f"{where} has a config.json without a model_type, so its tensors' names cannot be understood"
+        )
+    raise CheckpointError(f"{where} has the model type {found[0]!r}, which is not a known family ({known})")
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -194,13 +199,17 @@ def experts_per_token(config: Mapping[str, Any]) -> int | None:
     return value if type(value) is int else None
 
 
-def num_expert_groups(config: Mapping[str, Any]) -> int:
-    """Groups of group-limited routing: experts `g * E / G` up to `(g + 1) * E / G` are group g; 1 = no such limit."""
+def num_expert_groups(config: Mapping[str, Any], where: str) -> int:
+    """G of group-limited routing: experts `g * E / G` up to `(g + 1) * E / G` are group g; 1 = no such limit."""
     language = language_config(config)
     if language.get("topk_method") == "greedy":
         return 1
     value = _first(language, _GROUP_KEYS)
-    return value if type(value) is int else _DEFAULT_GROUPS.get(str(language.get("model_type")), 1)
+    if value is None:
+        value = _DEFAULT_GROUPS.get(str(language.get("model_type")), 1)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{where} states its expert groups as {value!r}, a number of at least 1 was expected")
+    return value
 
 
 def _first(config: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -19,7 +19,7 @@ from specmoe.placement.reshard.moe_model import ByteRange, MoeLayer, MoeModel
 
 def lay_out_hf(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
     """The layout `hf` of `model` under `plan`; raises `MismatchError` for a plan that it cannot express."""
-    check_expressible(plan, num_expert_groups(model.checkpoint.config))
+    check_expressible(plan, num_expert_groups(model.checkpoint.config, str(model.checkpoint.path)))
     changed: dict[str, OutputTensor] = {}
     for row, layer in enumerate(model.layers.values()):
         changed |= _permuted(model, layer, [int(expert) for expert in plan.physical_to_logical[row]])

@@ -45,7 +45,7 @@ def _check_index(out: Path, plan: PlacementPlan | None) -> VerifyCheck:
     """Layout hf: an ordinary checkpoint that the plan can be expressed in."""
     proven = "index and headers agree, and the renumbering keeps the model's expert groups"
     try:
-        groups = num_expert_groups(open_checkpoint(out).config)
+        groups = num_expert_groups(open_checkpoint(out).config, str(out))
         if plan is not None:
             check_expressible(plan, groups)
     except SpecmoeError as error:
