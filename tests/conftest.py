@@ -1,12 +1,18 @@
 """Fixtures that several stages' tests share."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from specmoe.placement.plan import PlacementPlan, ReplicaChoice
 from specmoe.placement.topology import Topology
+
+# Triton reads this when it is first imported, which transformers does: without a GPU its interpreter runs the kernels.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

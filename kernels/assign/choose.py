@@ -29,12 +29,13 @@ def choose_slots(
     """
     choice_K = tl.arange(0, K)
     inside_TK = (token_T < end)[:, None] & (choice_K < TOP_K)[None, :]
-    id_TK = tl.load(chosen + token_T[:, None] * TOP_K + choice_K[None, :], mask=inside_TK, other=-1).to(tl.int32)
+    id_TK = tl.load(chosen + token_T[:, None] * TOP_K + choice_K[None, :], mask=inside_TK, other=-1)
     if CHOICE == "given":
-        slot_TK = id_TK
+        slot_TK = id_TK.to(tl.int32)
     else:
         # Out of range is refused on the host in debug mode; here it must only not read another's memory.
         valid_TK = inside_TK & (id_TK >= 0) & (id_TK < num_experts)
+        id_TK = id_TK.to(tl.int32)
         home_T = tl.load(home_rank + token_T, mask=token_T < end, other=0)
         valid_TK = valid_TK & ((home_T >= 0) & (home_T < num_ranks))[:, None]
         entry_TK = home_T[:, None] * num_experts + id_TK
