@@ -64,7 +64,7 @@ def _run(model: Qwen3MoeForCausalLM, sequences: Tensor) -> tuple[Tensor, Tensor]
     """The losses of `sequences`, and the pairs float32 [L, E] that each layer's experts served."""
     losses, pairs = [], []
     top_k = model.config.num_experts_per_tok
-    for batch in sequences.split(BATCH_SEQUENCES):
+    for batch in torch.split(sequences, BATCH_SEQUENCES):
         batch_losses, router_logits = token_losses(model, batch)
         losses.append(batch_losses)
         chosen = [logits.topk(top_k).indices.flatten() for logits in router_logits]
@@ -82,7 +82,9 @@ def _mutual_information(pairs_DLE: Tensor) -> Tensor:
     """float [L]: the mutual information of domain and expert, all domains weighing the same."""
     expert_given_domain = pairs_DLE / pairs_DLE.sum(dim=2, keepdim=True)
     expert = expert_given_domain.mean(dim=0)
-    return torch.special.xlogy(expert_given_domain, expert_given_domain / expert).nan_to_num().sum(dim=2).mean(dim=0)
+    # Experts that nobody uses give 0 / 0, and tell nothing.
+    ratio = (expert_given_domain / expert).nan_to_num(nan=1.0)
+    return (torch.xlogy(expert_given_domain, ratio)).sum(dim=2).mean(dim=0)
 
 
 def _bytes_per_token(requests: Sequence[Request], tokenizer: PreTrainedTokenizerFast) -> float:

@@ -1,5 +1,7 @@
 """Make the demo's model: a stock transformers class with fresh weights."""
 
+from typing import Any
+
 import torch
 from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -12,7 +14,9 @@ def new_model(shape: ModelShape, end_of_text: int, seed: int) -> Qwen3MoeForCaus
     """A float32 model of `shape` with random weights that depend on `seed` alone."""
     torch.manual_seed(seed)
     model = Qwen3MoeForCausalLM(_config(shape, end_of_text))
-    model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
+    # transformers' class has no annotations.
+    generation_config: type[Any] = GenerationConfig
+    model.generation_config = generation_config(eos_token_id=end_of_text, pad_token_id=end_of_text)
     return model
 
 
@@ -23,7 +27,6 @@ def _config(shape: ModelShape, end_of_text: int) -> Qwen3MoeConfig:
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
-        head_dim=shape.hidden_size // shape.num_heads,
         num_experts=shape.num_experts,
         num_experts_per_tok=shape.top_k,
         moe_intermediate_size=shape.expert_width,

@@ -50,7 +50,7 @@ def train(
             losses.append(_step(model, next(batches), optimizer, recipe, matmul_dtype))
             bar.set_postfix(loss=f"{losses[-1]:.2f}", refresh=False)
             bar.update(batch_tokens)
-    model.eval()
+    model.train(False)
     # The name means nothing to those who load the checkpoint without this file.
     model.set_experts_implementation("eager")
     return TrainingRecord(
@@ -94,7 +94,7 @@ def _step(
         losses, router_logits = token_losses(model, batch)
     loss = losses.mean()
     balance = balance_loss(router_logits, model.config.num_experts_per_tok)
-    (loss + recipe.balance_weight * balance).backward()
+    torch.autograd.backward(loss + recipe.balance_weight * balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
     optimizer.step()
     optimizer.zero_grad()
