@@ -42,7 +42,7 @@ def group_by_slot_op(
         if programs == 1:
             _group_in_one[(1,)](row_slots, counts, *outputs, *sizes, alignment, **tile)
             return outputs
-        _count[(programs,)](row_slots, counts, *sizes, **tile)
+        _count_slots[(programs,)](row_slots, counts, *sizes, **tile)
         _sum_programs[(ceil_div(num_slots, tile["SLOTS"]),)](
             counts, outputs[2], programs, num_slots, SLOTS=tile["SLOTS"], AT_ONCE=max(4096 // tile["SLOTS"], 1)
         )
@@ -85,7 +85,7 @@ def _group_in_one(
 
 
 @kernel
-def _count(
+def _count_slots(
     row_slots: tl.tensor, counts: tl.tensor, num_pairs: tl.tensor, pairs_each: tl.tensor, first_slot: tl.tensor,
     num_slots: tl.tensor, PAIRS: tl.constexpr, SLOTS: tl.constexpr,
 ) -> None:  # fmt: skip
