@@ -1,11 +1,22 @@
-"""What a placement method is asked for."""
+"""What a placement method is asked for, and what it says while it works."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
 from specmoe.errors import UsageError
 from specmoe.placement.plan import Attention, ReplicaChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveProgress:
+    """`done` of `total` steps of `stage`; objective: the plan's so far, on the profile, where there is one."""
+
+    stage: str
+    done: int
+    total: int
+    objective: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +26,9 @@ class SolveOptions:
     extra_slots: replica slots per rank on top of those that the experts need. max_imbalance: the heaviest rank's load
     over the mean, at least 1. time_limit: seconds, None for the method's own. replica_choice: None for the better one.
     group_limited: only permutations that keep the router's expert groups; expert_groups: how many equal groups of
-    consecutive experts the router has, None where it has none or where that is unknown.
+    consecutive experts the router has, None where it has none or where that is unknown. best_effort: the best
+    reachable plan where the cap cannot be kept, in place of an error. workers: threads that solve layers side by side.
+    on_progress: called now and then, from any of those threads.
     """
 
     attention: Attention = "dp"
@@ -26,6 +39,9 @@ class SolveOptions:
     replica_choice: ReplicaChoice | None = None
     group_limited: bool = False
     expert_groups: int | None = None
+    best_effort: bool = False
+    workers: int = 2
+    on_progress: Callable[[SolveProgress], None] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
@@ -42,3 +58,10 @@ class SolveOptions:
             raise UsageError(f"seed is {self.seed}, at least 0 was expected")
         if self.expert_groups is not None and self.expert_groups < 1:
             raise UsageError(f"expert_groups is {self.expert_groups}, at least 1 was expected")
+        if self.workers < 1:
+            raise UsageError(f"workers is {self.workers}, at least 1 was expected")
+
+    def report(self, stage: str, done: int, total: int, objective: float | None = None) -> None:
+        """Tell the caller how far the work is, where it wants to know."""
+        if self.on_progress is not None:
+            self.on_progress(SolveProgress(stage=stage, done=done, total=total, objective=objective))

@@ -1,0 +1,67 @@
+"""`specmoe solve`: compute a placement plan from a profile."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command(name="solve")
+@click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The plan to write.")
+@click.option("--ep-size", type=int, help="How many expert-parallel ranks (GPUs), equal and on one node.")
+@click.option("--topology", "topology_path", type=click.Path(path_type=Path), help="A JSON file; replaces --ep-size.")
+@click.option("--attention", type=click.Choice(["dp", "tp"]), default="dp", show_default=True)
+@click.option("--extra-slots", type=int, default=0, show_default=True, help="Replica slots per rank.")
+@click.option(
+    "--max-imbalance", type=float, default=1.05, show_default=True, help="Heaviest rank's load over the mean, at most."
+)
+@click.option("--method", default="auto", show_default=True, help="auto, cluster, ilp, eplb, linear or round_robin.")
+@click.option("--replica-choice", type=click.Choice(["static", "cover"]), help="Default: the better one for the plan.")
+@click.option("--group-limited", is_flag=True, help="Keep the router's expert groups whole.")
+@click.option("--expert-groups", type=int, help="How many groups the router has (n_group in its configuration).")
+@click.option("--time-limit", type=float, metavar="SECONDS", help="Stop by then with the best plan so far.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--best-effort", is_flag=True, help="The best reachable plan where the load cap cannot be kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--force", is_flag=True, help="Replace an existing plan.")
+def command(
+    profile_path: Path,
+    output: Path,
+    ep_size: int | None,
+    topology_path: Path | None,
+    as_json: bool,
+    force: bool,
+    **choices: object,
+) -> None:
+    """Compute where the experts of PROFILE's model should sit so that tokens travel least, at an even load.
+
+    \b
+    specmoe solve routing.profile -o experts.plan --ep-size 4
+    specmoe solve routing.profile -o experts.plan --ep-size 8 --attention tp --extra-slots 1
+    specmoe solve routing.profile -o experts.plan --topology two-nodes.json
+    """
+    from specmoe.atomic import refuse_existing
+    from specmoe.cli.solve_report import SolveBar, report_json, report_lines
+    from specmoe.placement.solve import solve
+    from specmoe.placement.topology import Topology
+    from specmoe.profiler.routing_profile import RoutingProfile
+
+    if (ep_size is None) == (topology_path is None):
+        raise click.UsageError("give either --ep-size or --topology")
+    refuse_existing(output, force=force)
+    machine = Topology.load(topology_path) if topology_path is not None else Topology.single_node(ep_size or 0)
+    profile = RoutingProfile.load(profile_path)
+    begin = time.monotonic()
+    with SolveBar(visible=sys.stderr.isatty()) as bar:
+        plan = solve(profile, machine, on_progress=bar.show, **choices)  # type: ignore[arg-type]
+    seconds = time.monotonic() - begin
+    plan.save(output, force=force)
+    if as_json:
+        click.echo(json.dumps(report_json(plan, profile, seconds)))
+        return
+    for line in report_lines(plan, profile, seconds):
+        click.echo(line)
+    click.echo(f"wrote {output}")

@@ -1,0 +1,81 @@
+"""What `specmoe solve` shows: a bar while it works, a few lines or a JSON object when it is done."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from specmoe.placement.baselines.linear import linear
+from specmoe.placement.options import SolveOptions, SolveProgress
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.solvers.assemble import measured
+from specmoe.profiler.routing_profile import RoutingProfile
+
+
+class SolveBar:
+    """A progress bar on stderr: the stage, its steps, and remote copies per token so far."""
+
+    def __init__(self, *, visible: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc="solving", leave=False, disable=not visible)
+
+    def show(self, progress: SolveProgress) -> None:
+        """Show one step."""
+        self._bar.total = progress.total
+        self._bar.set_description(progress.stage, refresh=False)
+        if progress.objective is not None:
+            self._bar.set_postfix_str(f"{progress.objective:.3f} copies per token", refresh=False)
+        self._bar.n = progress.done
+        self._bar.refresh()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def report_json(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -> dict[str, Any]:
+    """The result by name; `linear` is the objective of the placement in checkpoint order on the same profile."""
+    return {
+        "method": plan.method,
+        "attention": plan.attention,
+        "replica_choice": plan.replica_choice,
+        "ep_size": plan.ep_size,
+        "objective": plan.objective,
+        "linear_objective": _linear_objective(plan, profile),
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "predicted": dict(plan.predicted),
+        "seconds": seconds,
+        "plan_digest": plan.digest,
+    }
+
+
+def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -> Iterator[str]:
+    """The result in a few lines for a person."""
+    yield f"{plan.method}, {plan.ep_size} ranks, attention {plan.attention}, {seconds:.1f} s"
+    baseline = _linear_objective(plan, profile)
+    if plan.objective is not None and baseline is not None:
+        change = f" ({plan.objective / baseline - 1:+.0%} against linear's {baseline:.3f})" if baseline else ""
+        yield f"  remote copies per token  {plan.objective:.3f} on the profile{change}"
+    if "held_out_objective" in plan.predicted:
+        yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
+    if "profile" in plan.predicted:
+        yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
+    if plan.bound is not None and plan.gap is not None:
+        yield f"  proven lower bound       {plan.bound:.3f}, gap {plan.gap:.1%}"
+    else:
+        yield "  proven lower bound       none for this plan"
+    if plan.num_physical_experts > plan.num_logical_experts:
+        yield f"  replicas                 reached by the {plan.replica_choice} choice"
+    for missing in plan.predicted.get("missing", []):
+        yield f"  note                     {missing}"
+
+
+def _linear_objective(plan: PlacementPlan, profile: RoutingProfile) -> float | None:
+    if profile.sample is None:
+        return None
+    return measured(linear(profile, plan.topology, SolveOptions(attention=plan.attention)), profile).objective

@@ -1,0 +1,80 @@
+"""`solve`: from a routing profile and a machine to a placement plan, by a method from a table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from specmoe.errors import UsageError
+from specmoe.placement.baselines.eplb import eplb
+from specmoe.placement.baselines.linear import linear
+from specmoe.placement.baselines.round_robin import round_robin
+from specmoe.placement.options import SolveOptions, SolveProgress
+from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
+from specmoe.placement.solvers.assemble import measured
+from specmoe.placement.solvers.auto import auto
+from specmoe.placement.solvers.feasibility import keep_cap
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile
+
+Method = Callable[[RoutingProfile, Topology, SolveOptions], PlacementPlan]
+
+METHODS: Mapping[str, Method] = {
+    "auto": auto,
+    "linear": linear,
+    "round_robin": round_robin,
+    "eplb": eplb,
+}
+
+# These say where experts sit without looking at the load, so a cap says nothing about them.
+_WITHOUT_CAP = frozenset({"linear", "round_robin", "eplb"})
+
+
+def solve(
+    profile: RoutingProfile,
+    topology: Topology | int,
+    *,
+    attention: Attention = "dp",
+    extra_slots: int = 0,
+    max_imbalance: float = 1.05,
+    method: str = "auto",
+    time_limit: float | None = None,
+    seed: int = 0,
+    replica_choice: ReplicaChoice | None = None,
+    group_limited: bool = False,
+    expert_groups: int | None = None,
+    best_effort: bool = False,
+    on_progress: Callable[[SolveProgress], None] | None = None,
+) -> PlacementPlan:
+    """The placement plan for `profile` on `topology` (an `int` is that many equal ranks on one node).
+
+    Fewest remote copies per token, with the heaviest rank's load at most `max_imbalance` times the mean in every layer
+    of the profile. The same inputs and seed give the same plan, unless a time limit ends the search.
+    Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
+    (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
+    """
+    machine = Topology.single_node(topology) if isinstance(topology, int) else topology
+    options = SolveOptions(
+        attention=attention,
+        extra_slots=extra_slots,
+        max_imbalance=max_imbalance,
+        seed=seed,
+        time_limit=time_limit,
+        replica_choice=replica_choice,
+        group_limited=group_limited,
+        expert_groups=expert_groups,
+        best_effort=best_effort,
+        on_progress=on_progress,
+    )
+    if method not in METHODS:
+        raise UsageError(f"method is {method!r}, one of {', '.join(METHODS)} was expected")
+    machine.slots_of_rank(profile.num_logical_experts, extra_slots)
+    plan = METHODS[method](profile, machine, options)
+    if profile.sample is not None and plan.objective is None:
+        plan = measured(plan, profile)
+    return _noted(plan, options) if method in _WITHOUT_CAP else _noted(keep_cap(plan, profile, options), options)
+
+
+def _noted(plan: PlacementPlan, options: SolveOptions) -> PlacementPlan:
+    """The plan with what it was asked for in `predicted["asked"]`."""
+    asked: dict[str, Any] = {"max_imbalance": options.max_imbalance, "extra_slots": options.extra_slots}
+    return replace(plan, predicted={**plan.predicted, "asked": asked})

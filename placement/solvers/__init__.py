@@ -1,0 +1,1 @@
+"""The solvers: pure functions `(profile, topology, options) -> plan`, and the searches that they share."""

@@ -1,0 +1,91 @@
+"""Put solved layers together: slots in order, dispatch by slot, the better replica choice, predicted metrics."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.metrics import mean_metrics, measure_plan
+from specmoe.placement.objective import objective_of
+from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan, ReplicaChoice
+from specmoe.placement.solvers.replicated_layer import LayerChoice
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile
+
+
+def assemble(
+    profile: RoutingProfile,
+    topology: Topology,
+    options: SolveOptions,
+    layers: Sequence[LayerChoice],
+    *,
+    method: str,
+    expected: float,
+    **tables: Any,
+) -> PlacementPlan:
+    """The plan of the solved layers, measured on the profile's sample.
+
+    expected: the objective on requests that the plan was not fitted to; tables: the plan's optional tensors.
+    """
+    candidates = [
+        _plan(profile, topology, options, layers, choice, method, tables) for choice in _choices(options, layers)
+    ]
+    best = min((measured(plan, profile) for plan in candidates), key=_by_objective)
+    return replace(best, predicted={**best.predicted, "held_out_objective": expected})
+
+
+def measured(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:
+    """The plan with its objective and `predicted["profile"]`, the metrics on the profile's sample."""
+    metrics = mean_metrics(measure_plan(plan, profile.require_sample("measuring a plan")))
+    predicted = {**plan.predicted, "profile": metrics.to_json()}
+    return replace(plan, objective=objective_of(metrics, plan.topology), predicted=predicted)
+
+
+def _by_objective(plan: PlacementPlan) -> float:
+    assert plan.objective is not None
+    return plan.objective
+
+
+def _choices(options: SolveOptions, layers: Sequence[LayerChoice]) -> tuple[ReplicaChoice, ...]:
+    if options.replica_choice is not None:
+        return (options.replica_choice,)
+    has_replicas = any(layer.holds.sum() > layer.holds.shape[1] for layer in layers)
+    return ("cover", "static") if has_replicas else ("static",)
+
+
+def _plan(
+    profile: RoutingProfile,
+    topology: Topology,
+    options: SolveOptions,
+    layers: Sequence[LayerChoice],
+    choice: ReplicaChoice,
+    method: str,
+    tables: dict[str, Any],
+) -> PlacementPlan:
+    slots = topology.slots_of_rank(profile.num_logical_experts, options.extra_slots)
+    return PlacementPlan(
+        topology=topology,
+        num_logical_experts=profile.num_logical_experts,
+        top_k=profile.top_k,
+        attention=options.attention,
+        replica_choice=choice,
+        layer_ids=profile.layer_ids,
+        physical_to_logical=np.stack([np.nonzero(layer.holds)[1] for layer in layers]).astype(np.int32),
+        rank_of_physical=np.repeat(np.arange(len(slots), dtype=np.int32), slots),
+        dispatch_slot=np.stack([_dispatch_slot(layer, choice) for layer in layers]),
+        method=method,
+        seed=options.seed,
+        profile_fingerprint=profile.fingerprint,
+        model_fingerprint=profile.model_fingerprint,
+        **tables,
+    )
+
+
+def _dispatch_slot(layer: LayerChoice, choice: ReplicaChoice) -> NDArray[np.int32]:
+    """int32 [R, E]: the slot of the copy that each home rank uses; slots number the true entries of `holds` by row."""
+    slot = (np.cumsum(layer.holds).reshape(layer.holds.shape) - 1).astype(np.int32)
+    rank = layer.static_dispatch if choice == "static" else layer.cover_dispatch
+    return slot[rank, np.arange(layer.holds.shape[1])]

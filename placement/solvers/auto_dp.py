@@ -1,0 +1,162 @@
+"""`auto` under `dp`: a request keeps one home in all layers, so layers are solved together through the homes.
+
+Placements and homes alternate from several clusterings of the requests. The homes that a placement is made for are then
+those that the contract's rule gives to requests which the affinity was not fitted to, so that the plan is the best one
+for new requests and not for those of the profile.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.solvers.affinity import Affinity, AffinityModel, affinity_tensor
+from specmoe.placement.solvers.assemble import assemble
+from specmoe.placement.solvers.assignment_rule import simulated_shares
+from specmoe.placement.solvers.auto_tp import vocabulary_size
+from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
+from specmoe.placement.solvers.replicated_layer import anneal, choose_dispatch, copies_by_home, fill_slots, holds_of
+from specmoe.placement.solvers.request_clusters import clustered_homes, even_homes, request_features
+from specmoe.placement.solvers.requests import Requests
+from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile
+
+Result = TypeVar("Result")
+Places = list[NDArray[np.int32]]
+
+_STARTS = 3
+_ALTERNATIONS = 3
+_ORDERS = 6
+_REPLICA_ROUNDS = ((2000, 1e-3, 1e-5), (2000, 3e-4, 1e-5))
+
+
+class DpSearch:
+    """The layers of one profile, and where its requests start; works layer by layer in threads."""
+
+    def __init__(self, profile: RoutingProfile, machine: Machine, options: SolveOptions) -> None:
+        sample = profile.require_sample("solving for request homes")
+        self.profile = profile
+        self.options = options
+        self.machine = machine
+        self.requests = Requests.of(sample)
+        self.model = None if self.requests.known_tokens is None else AffinityModel.of(self.requests)
+        self.problems = self.each_layer(lambda layer: LayerProblem.of(profile, layer, machine))
+
+    def each_layer(self, work: Callable[[int], Result]) -> list[Result]:
+        """`work(layer)` for every layer, in order."""
+        with ThreadPoolExecutor(self.options.workers) as pool:
+            return list(pool.map(work, range(self.profile.num_layers)))
+
+    def homes_of_set(self, layer: int, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """float64 [S, R]: how many tokens of each of the layer's sets start on each rank; share: float64 [Q, R]."""
+        sets = self.problems[layer].sets
+        return sum_by_set(sets.set_of_token, self.requests.request_of_token, share, len(sets.sets))
+
+    def cost_per_token(self, cost_of_set: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """float64 [Q, R]: mean copies per token and layer of each request by home; cost_of_set: [S, R] per layer."""
+        total = self.each_layer(
+            lambda layer: sum_by_row(
+                self.problems[layer].sets.set_of_token,
+                self.requests.request_of_token,
+                cost_of_set[layer],
+                self.requests.num_requests,
+            )
+        )
+        mean: NDArray[np.float64] = np.sum(total, axis=0) / (len(total) * self.requests.lengths[:, None])
+        return mean
+
+    def place(self, share: NDArray[np.float64], places: Places, patience: int) -> Places:
+        """Every layer's placement, improved for homes `share` from `places` on."""
+        return self.each_layer(
+            lambda layer: self.problems[layer].search(
+                self.homes_of_set(layer, share), places[layer], patience=patience, seed=self.options.seed
+            )
+        )
+
+    def served_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
+        """float64 [Q, R]: where new requests like these would start, and the affinity that sends them there."""
+        lengths, ep_size = self.requests.lengths, self.machine.ep_size
+        if self.model is None:
+            return np.full((len(lengths), ep_size), 1.0 / ep_size), None
+        affinity = self.model.fit(cost)
+        pull = affinity.held_out_pull * lengths[:, None]
+        return simulated_shares(pull, lengths, orders=_ORDERS, seed=self.options.seed), affinity
+
+    def expected(self, share: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
+        """Copies per token when requests start at `share`."""
+        return float(np.average((share * cost).sum(axis=1), weights=self.requests.lengths))
+
+    def plain_costs(self, places: list[NDArray[np.int32]]) -> NDArray[np.float64]:
+        """As `cost_per_token`, one copy of each expert."""
+        return self.cost_per_token(self.each_layer(lambda layer: self.problems[layer].copies_by_home(places[layer])))
+
+
+def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
+    """The best plan found; `cap`: the load cap that the search keeps, at most `options.max_imbalance`."""
+    machine = Machine.of(topology, options, profile.num_logical_experts, cap)
+    search = DpSearch(profile, machine, options)
+    places = _best_start(search)
+    cost = search.plain_costs(places)
+    share, affinity = search.served_homes(cost)
+    for _ in range(2):
+        places = search.place(share, places, 40)
+        cost = search.plain_costs(places)
+        share, affinity = search.served_homes(cost)
+    copies = [
+        fill_slots(problem, holds_of(problem, place), search.homes_of_set(layer, share))
+        for layer, (problem, place) in enumerate(zip(search.problems, places, strict=True))
+    ]
+    if int(machine.slots.sum()) > profile.num_logical_experts:
+        for turn in range(len(_REPLICA_ROUNDS)):
+            share, affinity = _anneal_round(search, copies, share, turn)
+    layers = search.each_layer(
+        lambda layer: choose_dispatch(search.problems[layer], copies[layer], search.homes_of_set(layer, share))
+    )
+    cost = search.cost_per_token(search.each_layer(lambda layer: copies_by_home(search.problems[layer], copies[layer])))
+    expected = search.expected(search.served_homes(cost)[0], cost)
+    tables = {}
+    if affinity is not None:
+        tables["token_affinity"] = affinity_tensor(affinity, search.requests, vocabulary_size(profile))
+    return assemble(profile, topology, options, layers, method="auto", expected=expected, **tables)
+
+
+def _best_start(search: DpSearch) -> list[NDArray[np.int32]]:
+    """The placements of the clustering that serves new requests best."""
+    sample = search.profile.require_sample("clustering requests")
+    features = request_features(sample, search.requests, search.profile.num_logical_experts)
+    found = []
+    for start in range(_STARTS):
+        seed = search.options.seed + start
+        share = clustered_homes(features, search.requests.lengths, search.machine.ep_size, seed)
+        rng = np.random.default_rng(seed)
+        places = [problem.random_placement(rng) for problem in search.problems]
+        for _ in range(_ALTERNATIONS):
+            places = search.place(share, places, 30)
+            cost = search.plain_costs(places)
+            share = even_homes(cost, search.requests.lengths)
+        served, _ = search.served_homes(cost)
+        found.append((search.expected(served, cost), places))
+        search.options.report("starts", start + 1, _STARTS, min(value for value, _ in found))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _anneal_round(
+    search: DpSearch, copies: list[Copies], share: NDArray[np.float64], turn: int
+) -> tuple[NDArray[np.float64], Affinity | None]:
+    """Better all layers' copies for homes `share`; the homes of new requests afterwards."""
+    proposals, hot, cold = _REPLICA_ROUNDS[turn]
+
+    def work(layer: int) -> NDArray[np.float64]:
+        problem = search.problems[layer]
+        homes = search.homes_of_set(layer, share)
+        seed = search.options.seed + layer + turn
+        anneal(problem, copies[layer], homes, proposals=proposals, hot=hot, cold=cold, seed=seed)
+        return copies_by_home(problem, copies[layer])
+
+    return search.served_homes(search.cost_per_token(search.each_layer(work)))

@@ -1,0 +1,53 @@
+"""Name what makes a load cap impossible, before or after a search."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.errors import InfeasibleError
+from specmoe.placement.check import relative_load
+from specmoe.placement.homes import homes_of
+from specmoe.placement.metrics import layer_traffic
+from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan
+from specmoe.profiler.routing_profile import RoutingProfile
+
+_TOLERANCE = 1e-6
+
+
+def keep_cap(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions) -> PlacementPlan:
+    """The plan, with its heaviest rank noted; raises `InfeasibleError` where that breaks the cap.
+
+    With `options.best_effort` the plan comes back all the same. A profile without a sample is not judged.
+    """
+    if profile.sample is None:
+        return plan
+    heaviest = _heaviest_of_layer(plan, profile)
+    worst = int(heaviest.argmax())
+    if heaviest[worst] > options.max_imbalance + _TOLERANCE and not options.best_effort:
+        raise InfeasibleError(
+            f"layer {plan.layer_ids[worst]}: the best placement found has {heaviest[worst]:.3f} times the mean load on "
+            f"its heaviest rank, {heaviest[worst] - options.max_imbalance:.3f} above the cap of "
+            f"{options.max_imbalance:g}{_reason(profile, plan, worst)}; raise max_imbalance, add extra slots or ask "
+            "for the best effort"
+        )
+    return replace(plan, predicted={**plan.predicted, "heaviest_rank": float(heaviest[worst])})
+
+
+def _heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
+    """float64 [L]: the heaviest rank's load over its speed, relative to the mean, on the profile's sample."""
+    sample = profile.require_sample("checking the load cap")
+    homes = homes_of(plan, sample)
+    pairs = [layer_traffic(plan, sample, layer, homes[layer]).pairs_of_rank for layer in range(plan.num_layers)]
+    load = relative_load(np.stack(pairs).astype(np.float64), plan.topology.speed_of_rank)
+    heaviest: NDArray[np.float64] = load.max(axis=1)
+    return heaviest
+
+
+def _reason(profile: RoutingProfile, plan: PlacementPlan, layer: int) -> str:
+    """What alone exceeds the mean load, where a single expert does."""
+    counts = profile.expert_counts[layer]
+    hottest = int(counts.argmax())
+    share = float(counts[hottest] / max(counts.sum(), 1)) * plan.ep_size
+    return f" (expert {hottest} alone has {share:.3f})" if share > 1.0 else ""

@@ -1,0 +1,114 @@
+"""One layer's placement problem, apart from where its tokens start."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.objective import internode_surcharge
+from specmoe.placement.options import SolveOptions
+from specmoe.placement.solvers.expert_sets import ExpertSets, expert_sets
+from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap, swap_search
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What all layers share. slots: int32 [R]; speed: float64 [R]; node: int32 [R]; link: float64 [R, R], what a copy
+    from a home rank (row) to a rank (column) costs, 0 on the diagonal; surcharge: what another node costs beyond that
+    of a rank; max_imbalance: the cap that the search keeps.
+    """
+
+    slots: NDArray[np.int32]
+    speed: NDArray[np.float64]
+    node: NDArray[np.int32]
+    link: NDArray[np.float64]
+    surcharge: float
+    max_imbalance: float
+
+    @classmethod
+    def of(cls, topology: Topology, options: SolveOptions, num_logical_experts: int, max_imbalance: float) -> "Machine":
+        """The machine of `topology`, with `options.extra_slots` more slots on every rank."""
+        node = topology.node_of_rank
+        surcharge = internode_surcharge(topology)
+        link = 1.0 + surcharge * (node[:, None] != node[None, :])
+        np.fill_diagonal(link, 0.0)
+        return cls(
+            slots=topology.slots_of_rank(num_logical_experts, options.extra_slots),
+            speed=topology.speed_of_rank,
+            node=node,
+            link=link,
+            surcharge=surcharge,
+            max_imbalance=max_imbalance,
+        )
+
+    @property
+    def ep_size(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProblem:
+    """One layer. load: float64 [P], pairs per expert over the sample, then zeros for the slots beyond the experts."""
+
+    sets: ExpertSets
+    load: NDArray[np.float64]
+    num_logical_experts: int
+    machine: Machine
+
+    @classmethod
+    def of(cls, profile: RoutingProfile, layer: int, machine: Machine) -> "LayerProblem":
+        """Row `layer` of a profile that has a sample."""
+        expert_ids = profile.require_sample("a placement by co-activation").expert_ids[:, layer]
+        E = profile.num_logical_experts
+        load = np.zeros(int(machine.slots.sum()))
+        load[:E] = np.bincount(expert_ids.ravel(), minlength=E)
+        sets = expert_sets(expert_ids, E)
+        return cls(sets=sets, load=load, num_logical_experts=E, machine=machine)
+
+    @property
+    def cap(self) -> LoadCap:
+        speed = self.machine.speed
+        ceiling = self.machine.max_imbalance * self.load.sum() / speed.sum()
+        return LoadCap(load=self.load, speed=speed, ceiling=float(ceiling))
+
+    def random_placement(self, rng: np.random.Generator) -> NDArray[np.int32]:
+        """int32 [P]: the rank of every place, each rank as often as it has slots."""
+        ranks = np.repeat(np.arange(self.machine.ep_size, dtype=np.int32), self.machine.slots)
+        return rng.permutation(ranks)
+
+    def search(
+        self,
+        homes_of_set: NDArray[np.float64],
+        start: NDArray[np.int32],
+        *,
+        steps: int = 400,
+        patience: int = 50,
+        seed: int = 0,
+    ) -> NDArray[np.int32]:
+        """int32 [P]: a placement improved by swaps; homes_of_set: float64 [S, R], how many tokens of each set start
+        on each rank.
+        """
+        price, placed = homes_of_set @ self.machine.link, start
+        for overload_price in OVERLOAD_PRICES:
+            placed, _ = swap_search(
+                self.sets.sets,
+                price,
+                self.cap,
+                placed,
+                overload_price=overload_price,
+                steps=steps,
+                patience=patience,
+                seed=seed,
+            )
+            if self.cap.is_kept(placed):
+                break
+        return placed
+
+    def copies_by_home(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float64]:
+        """float64 [S, R]: what a token of each set costs when it starts on each rank, one copy of each expert."""
+        touched = np.zeros((len(self.sets.sets), self.machine.ep_size))
+        touched[np.arange(len(touched))[:, None], rank_of_place[self.sets.sets]] = 1.0
+        cost: NDArray[np.float64] = touched @ self.machine.link.T
+        return cost

@@ -1,0 +1,117 @@
+"""One layer under `tp`: placement and token table found together, judged on folds of requests that the table missed.
+
+Homes and placement alternate: given where tokens start, swaps improve the placement; given the placement, tokens start
+where it is cheapest for them, under prices that fill the ranks evenly. From a handful of random starts most reach the
+same best optimum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.layer_problem import LayerProblem
+from specmoe.placement.solvers.replicated_layer import (
+    LayerChoice,
+    anneal,
+    choose_dispatch,
+    copies_by_home,
+    fill_slots,
+    holds_of,
+)
+from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.solvers.token_rows import TokenRows
+from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
+
+_TEMPERATURES = (0.03, 0.02, 0.01)
+_REPLICA_ROUNDS = ((2000, 1e-3, 1e-5), (2000, 3e-4, 1e-5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TpLayer:
+    """table: None without token ids; expected: copies per token under tables made without the token's own fold."""
+
+    choice: LayerChoice
+    table: TokenTable | None
+    expected: float
+
+
+@dataclass
+class _Search:
+    """A state of the alternation: prices carry over from one step to the next."""
+
+    problem: LayerProblem
+    rows: TokenRows | None
+    price: NDArray[np.float64]
+
+    def uniform(self) -> NDArray[np.float64]:
+        """float64 [S, R]: every token anywhere with the same chance."""
+        ep_size = self.problem.machine.ep_size
+        tokens = np.bincount(self.problem.sets.set_of_token, minlength=len(self.problem.sets.sets))
+        return np.repeat(tokens[:, None] / ep_size, ep_size, axis=1)
+
+    def homes_of_set(self, homes: TokenHomes | None) -> NDArray[np.float64]:
+        """float64 [S, R]: how many tokens of each set start on each rank."""
+        if homes is None or self.rows is None:
+            return self.uniform()
+        sets = self.problem.sets
+        return sum_by_set(sets.set_of_token, self.rows.row_of_token, homes.share, len(sets.sets))
+
+    def seat(self, cost_of_set: NDArray[np.float64], temperature: float) -> TokenHomes | None:
+        """Where tokens start when each set costs `cost_of_set` [S, R] by home; None without token ids."""
+        if self.rows is None:
+            return None
+        total = sum_by_row(self.problem.sets.set_of_token, self.rows.raw_row_of_token, cost_of_set, self.rows.num_pairs)
+        return held_out_homes(self.rows, total, self.price, temperature)
+
+    def expected(self, homes: TokenHomes | None, cost_of_set: NDArray[np.float64]) -> float:
+        """Copies over all tokens."""
+        return float((self.uniform() * cost_of_set).sum()) if homes is None else homes.expected
+
+
+def solve_tp_layer(
+    problem: LayerProblem, rows: TokenRows | None, vocab_size: int, *, starts: int, seed: int
+) -> TpLayer:
+    """The best layer found from `starts` random starts; rows is None where the profile has no token ids."""
+    place, price, _ = min((_one_start(problem, rows, (seed, start)) for start in range(starts)), key=lambda run: run[2])
+    search = _Search(problem, rows, price)
+    copies, homes = _with_replicas(search, place, seed)
+    choice = choose_dispatch(problem, copies, search.homes_of_set(homes))
+    cost = copies_by_home(problem, copies)
+    if rows is None:
+        expected = float((search.uniform() * cost).sum()) / len(problem.sets.set_of_token)
+        return TpLayer(choice=choice, table=None, expected=expected)
+    total = sum_by_row(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
+    scale = float(problem.machine.link.max()) or 1.0
+    table = token_table(rows, total, search.price, scale, vocab_size)
+    expected = held_out_cost(rows, cost[problem.sets.set_of_token], total, search.price, scale)
+    return TpLayer(choice=choice, table=table, expected=expected)
+
+
+def _one_start(
+    problem: LayerProblem, rows: TokenRows | None, seed: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
+    """A placement, the prices that go with it, and its expected cost."""
+    search = _Search(problem, rows, np.zeros(problem.machine.ep_size))
+    place = problem.random_placement(np.random.default_rng(seed))
+    homes, cost = None, np.zeros(0)
+    for temperature in _TEMPERATURES:
+        place = problem.search(search.homes_of_set(homes), place, seed=seed[0] + seed[1])
+        cost = problem.copies_by_home(place)
+        homes = search.seat(cost, temperature)
+    return place, search.price, search.expected(homes, cost)
+
+
+def _with_replicas(search: _Search, place: NDArray[np.int32], seed: int) -> tuple[Copies, TokenHomes | None]:
+    """Fill the free slots and anneal all copies, homes alternating; the placement as it is without free slots."""
+    problem = search.problem
+    holds = holds_of(problem, place)
+    homes = search.seat(problem.copies_by_home(place), _TEMPERATURES[-1])
+    copies = fill_slots(problem, holds, search.homes_of_set(homes))
+    if int(problem.machine.slots.sum()) == problem.num_logical_experts:
+        return copies, homes
+    for turn, (proposals, hot, cold) in enumerate(_REPLICA_ROUNDS):
+        homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
+        anneal(problem, copies, search.homes_of_set(homes), proposals=proposals, hot=hot, cold=cold, seed=seed + turn)
+    return copies, search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])

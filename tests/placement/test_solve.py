@@ -1,0 +1,156 @@
+"""`solve`: legal plans that beat the baselines on other requests, the same every time, and clear refusals."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from specmoe.errors import InfeasibleError, UsageError
+from specmoe.placement.check import check_plan
+from specmoe.placement.metrics import mean_metrics, measure_plan
+from specmoe.placement.solve import METHODS, solve
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+
+LAYERS, EXPERTS, TOP_K, TOPICS, VOCABULARY = 3, 16, 2, 4, 80
+
+
+def make_profile(seed: int, requests: int = 60) -> RoutingProfile:
+    """Requests of one topic each, whose tokens mostly use that topic's experts, hidden in the numbering."""
+    rng = np.random.default_rng(seed)
+    topic_of_expert = np.stack([np.random.default_rng(layer).permutation(EXPERTS) % TOPICS for layer in range(LAYERS)])
+    lengths = rng.integers(20, 60, size=requests)
+    request = np.repeat(np.arange(requests), lengths)
+    topic = rng.integers(TOPICS, size=requests)[request]
+    topic = np.where(rng.random(len(topic)) < 0.15, rng.integers(TOPICS, size=len(topic)), topic)
+    tokens = topic * (VOCABULARY // TOPICS) + rng.integers(VOCABULARY // TOPICS, size=len(topic))
+    noise = rng.gumbel(size=(len(topic), LAYERS, EXPERTS))
+    score = noise + 4.0 * (topic_of_expert[None] == topic[:, None, None])
+    expert_ids = np.argsort(-score, axis=2)[:, :, :TOP_K].astype(np.uint8)
+    counts = [np.bincount(expert_ids[:, layer].ravel(), minlength=EXPERTS) for layer in range(LAYERS)]
+    return RoutingProfile(
+        layer_ids=np.arange(LAYERS, dtype=np.int32),
+        expert_counts=np.stack(counts).astype(np.int64),
+        num_logical_experts=EXPERTS,
+        top_k=TOP_K,
+        num_tokens=len(topic),
+        vocab_size=VOCABULARY,
+        sample=RoutingSample(
+            expert_ids=expert_ids, token_ids=tokens.astype(np.int32), request_ids=request.astype(np.int32)
+        ),
+    )
+
+
+FIT, OTHER = make_profile(1), make_profile(2)
+
+
+@pytest.mark.parametrize("attention", ["dp", "tp"])
+@pytest.mark.parametrize("extra_slots", [0, 1])
+def test_a_plan_is_legal_and_beats_the_baselines_on_other_requests(attention, extra_slots):
+    plan = solve(FIT, 4, attention=attention, extra_slots=extra_slots, max_imbalance=1.2)
+    check_plan(plan, FIT, max_imbalance=1.2, extra_slots=extra_slots).require_legal()
+    ours = mean_metrics(measure_plan(plan, OTHER.sample))
+    for method in ("linear", "round_robin", "eplb"):
+        theirs = solve(FIT, 4, attention=attention, extra_slots=extra_slots, method=method)
+        assert (
+            ours.remote_copies_per_token
+            < 0.7 * mean_metrics(measure_plan(theirs, OTHER.sample)).remote_copies_per_token
+        )
+
+
+@pytest.mark.parametrize("attention", ["dp", "tp"])
+def test_the_same_seed_gives_the_same_plan_byte_for_byte(attention):
+    first, again = (solve(FIT, 4, attention=attention, extra_slots=1, max_imbalance=1.2, seed=3) for _ in range(2))
+    assert first.digest == again.digest
+
+
+@pytest.mark.parametrize("attention", ["dp", "tp"])
+def test_the_expected_figure_agrees_with_other_requests(attention):
+    plan = solve(FIT, 4, attention=attention, max_imbalance=1.2)
+    measured = mean_metrics(measure_plan(plan, OTHER.sample)).remote_copies_per_token
+    assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=0.1)
+
+
+def test_slots_that_experts_do_not_fill_hold_replicas():
+    plan = solve(FIT, 3, max_imbalance=1.3)
+    assert plan.num_physical_experts == 18
+    check_plan(plan, FIT, max_imbalance=1.3, extra_slots=0).require_legal()
+
+
+def test_a_slower_rank_gets_less_load():
+    machine = Topology(ranks_per_node=(4,), relative_speed=(1.0, 1.0, 1.0, 0.5), slots=(5, 5, 4, 2))
+    plan = solve(FIT, machine, max_imbalance=1.3)
+    report = check_plan(plan, FIT, max_imbalance=1.3)
+    report.require_legal()
+
+
+def test_a_cap_that_cannot_be_kept_is_named_and_best_effort_gives_a_plan():
+    counts = FIT.expert_counts.copy()
+    expert_ids = FIT.sample.expert_ids.copy()
+    lacks = ~(expert_ids[:, 1] == 5).any(axis=1)
+    expert_ids[lacks, 1, 0] = 5
+    counts[1] = np.bincount(expert_ids[:, 1].ravel(), minlength=EXPERTS)
+    hot = RoutingProfile(
+        layer_ids=FIT.layer_ids,
+        expert_counts=counts,
+        num_logical_experts=EXPERTS,
+        top_k=TOP_K,
+        num_tokens=FIT.num_tokens,
+        sample=RoutingSample(expert_ids=expert_ids, request_ids=FIT.sample.request_ids),
+    )
+    with pytest.raises(InfeasibleError, match=r"layer 1: .* above the cap of 1\.05 \(expert 5 alone has 2\.0"):
+        solve(hot, 4)
+    assert check_plan(solve(hot, 4, best_effort=True), hot).is_legal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"topology": 0}, "ep_size is 0"),
+        ({"topology": 17}, "ep_size is 17"),
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"max_imbalance": 0.9}, "max_imbalance is 0.9"),
+        ({"extra_slots": -1}, "extra_slots is -1"),
+        ({"attention": "mp"}, "attention is 'mp'"),
+        ({"time_limit": 0}, "time_limit is 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        solve(FIT, **{"topology": 4, **arguments})
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_gives_a_legal_plan(method):
+    plan = solve(FIT, 4, method=method, extra_slots=1, max_imbalance=1.2)
+    check_plan(plan, FIT, extra_slots=1).require_legal()
+    assert plan.method == method
+    assert plan.objective > 0
+
+
+def test_a_profile_without_ids_or_sample_still_gives_a_plan():
+    bare = RoutingProfile(
+        layer_ids=FIT.layer_ids,
+        expert_counts=FIT.expert_counts,
+        num_logical_experts=EXPERTS,
+        top_k=TOP_K,
+        num_tokens=FIT.num_tokens,
+        sample=RoutingSample(expert_ids=FIT.sample.expert_ids),
+    )
+    for attention in ("dp", "tp"):
+        plan = solve(bare, 4, attention=attention, max_imbalance=1.2)
+        assert plan.token_affinity is None
+        assert plan.token_to_rank is None
+        check_plan(plan, bare, max_imbalance=1.2).require_legal()
+    counts_only = RoutingProfile(
+        layer_ids=FIT.layer_ids, expert_counts=FIT.expert_counts, num_logical_experts=EXPERTS, top_k=2, num_tokens=9
+    )
+    plan = solve(counts_only, 4, extra_slots=1)
+    assert "co-activation was not available" in plan.predicted["missing"][0]
+
+
+def test_solving_imports_neither_torch_nor_transformers():
+    code = "import sys; from specmoe.placement.solve import solve; print({'torch', 'transformers'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
