@@ -1,0 +1,142 @@
+"""Read the text to profile on: plain text files, and JSON lines with `text`, `prompt`/`completion` or `messages`.
+
+A plain text file is one document. A line of a .jsonl, .ndjson or .json file is one document, whose text is `text`, or
+`prompt` followed by `completion`, or the chat `messages` through the model's template (`prompt` and `completion` may be
+lists of messages too). Each file is a domain, or each value of `domain_column` is.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specmoe.errors import ArtifactError, UsageError
+
+PIECE_CHARACTERS = 2**20
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+MAX_DOMAINS = 2**15 - 1
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A document or, of a long plain text, a part: `continues` says that it goes on where the last piece ended.
+
+    `messages` stands in place of `text` for a chat. `where` names file and line.
+    """
+
+    text: str
+    domain_id: int
+    where: str
+    continues: bool = False
+    messages: tuple[Message, ...] | None = None
+
+
+class Corpus:
+    """Text files in order; read anew, and in bounded memory, by every `pieces()`."""
+
+    def __init__(self, files: Sequence[Path], *, domain_column: str | None = None) -> None:
+        if not files:
+            raise UsageError("no data file was given; name at least one text or jsonl file")
+        for file in files:
+            if not file.is_file():
+                raise UsageError(f"the data file {file} does not exist or is no file; give a text or jsonl file")
+        self._files = list(files)
+        self._domain_column = domain_column
+        self._domains: dict[str, int] = {}
+
+    @property
+    def names(self) -> str:
+        """The files' names, for people."""
+        return ", ".join(file.name for file in self._files[:3]) + (", ..." if len(self._files) > 3 else "")
+
+    def check(self) -> int:
+        """Read everything once, so that no bad line stops a long run; the number of characters.
+
+        Raises `ArtifactError` for text that is not UTF-8, a line that is not such a JSON object, or an empty corpus.
+        """
+        num_characters = sum(len(piece.text) for piece in self.pieces())
+        if num_characters == 0:
+            raise ArtifactError(f"the corpus ({self.names}) is empty; text to profile the model on was expected")
+        return num_characters
+
+    def has_messages(self) -> bool:
+        """Whether some document is a chat, which needs the model's template."""
+        return any(piece.messages is not None for piece in self.pieces())
+
+    def pieces(self) -> Iterator[Piece]:
+        """All documents in order, empty ones left out."""
+        for file in self._files:
+            read = self._lines if file.suffix.lower() in JSON_SUFFIXES else self._text
+            try:
+                yield from read(file)
+            except UnicodeDecodeError as error:
+                raise ArtifactError(f"{file} is not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+            except OSError as error:
+                raise ArtifactError(f"{file} cannot be read: {error.strerror or error}") from error
+
+    def _text(self, file: Path) -> Iterator[Piece]:
+        domain_id = self._domain_id(str(file))
+        continues = False
+        with file.open(encoding="utf-8-sig") as lines:
+            # A piece ends with a line, where tokenizers cut anyway.
+            while text := lines.read(PIECE_CHARACTERS):
+                text += lines.readline(PIECE_CHARACTERS)
+                yield Piece(text=text, domain_id=domain_id, where=str(file), continues=continues)
+                continues = True
+
+    def _lines(self, file: Path) -> Iterator[Piece]:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    piece = self._piece(file, f"{file}:{number}", line)
+                    if piece.text:
+                        yield piece
+
+    def _piece(self, file: Path, where: str, line: str) -> Piece:
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ArtifactError(f"{where} is not JSON ({error}); one JSON object a line was expected") from error
+        if not isinstance(value, dict):
+            raise ArtifactError(f"{where} is not a JSON object; one with 'text' or 'messages' was expected")
+        domain = str(file)
+        if self._domain_column is not None:
+            if self._domain_column not in value:
+                raise ArtifactError(f"{where} has no {self._domain_column!r}, the domain column that was asked for")
+            domain = str(value[self._domain_column])
+        content = _content(value, where)
+        domain_id = self._domain_id(domain)
+        if isinstance(content, str):
+            return Piece(text=content, domain_id=domain_id, where=where)
+        return Piece(text=json.dumps(content), domain_id=domain_id, where=where, messages=content)
+
+    def _domain_id(self, domain: str) -> int:
+        if domain not in self._domains and len(self._domains) >= MAX_DOMAINS:
+            raise UsageError(f"the corpus has more than {MAX_DOMAINS} domains; join the files into one jsonl file")
+        return self._domains.setdefault(domain, len(self._domains))
+
+
+def _content(value: dict[str, Any], where: str) -> str | tuple[Message, ...]:
+    keys = next((keys for keys in _CONTENT_KEYS if keys[0] in value), None)
+    if keys is None:
+        raise ArtifactError(f"{where} has only {sorted(value)}; 'text', 'prompt' or 'messages' was expected")
+    parts = [value[key] for key in keys if key in value]
+    if keys[0] != "messages" and all(isinstance(part, str) for part in parts):
+        return "".join(parts)
+    if keys[0] != "text" and all(_is_chat(part) for part in parts):
+        return tuple(message for part in parts for message in part)
+    raise ArtifactError(f"{where} has a {keys[0]!r} that is neither text nor a list of messages with a 'role' each")
+
+
+_CONTENT_KEYS = (("text",), ("messages",), ("prompt", "completion"))
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(message, dict) and "role" in message for message in value)
+    )
