@@ -1,4 +1,4 @@
-"""An evaluation as tables: one row per placement, and one row per layer."""
+"""An evaluation as tables: one row per placement, one row per layer, one row per capacity bound."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from specmoe.placement.capacity_outlook import BoundOutlook
 from specmoe.placement.evaluate import Evaluation, PlanResult
 from specmoe.placement.metrics import PlacementMetrics
 
@@ -56,6 +57,31 @@ def layer_table(evaluation: Evaluation) -> RenderableType:
         cells = [_layer_cell(result.layers[row]) for result in evaluation.results]
         table.add_row(str(layer_id), *cells)
     return Group(Text("Remote copies per token (load imbalance), layer by layer"), "", table)
+
+
+def capacity_table(evaluation: Evaluation) -> RenderableType:
+    """What capacity bounds would cost under every placement: pairs, in brackets their share of the gate weight."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("placement", "factor", "level"):
+        table.add_column(heading, overflow="fold", vertical="bottom")
+    for heading in ("drop:\nlost", "heaviest\nload", "reroute:\nlost", "\nrerouted", "heaviest\nload"):
+        table.add_column(heading, justify="right", vertical="bottom")
+    for result in evaluation.results:
+        style = "dim" if result.baseline else ""
+        for drop, reroute in zip(result.capacity[::2], result.capacity[1::2], strict=True):
+            table.add_row(result.name, f"{drop.factor:g}", drop.level, *_capacity_cells(drop, reroute), style=style)
+    title = "Under capacity bounds: pairs (their gate weight); heaviest rank's load over the mean without a bound"
+    return Group(Text(title), "", table)
+
+
+def _capacity_cells(drop: BoundOutlook, reroute: BoundOutlook) -> list[str]:
+    return [
+        f"{drop.mean.lost_pair_rate:.1%} ({drop.mean.lost_gate_share:.1%})",
+        f"{drop.mean.heaviest_load:.3f}",
+        f"{reroute.mean.lost_pair_rate:.1%} ({reroute.mean.lost_gate_share:.1%})",
+        f"{reroute.mean.rerouted_pair_rate:.1%} ({reroute.mean.rerouted_gate_share:.1%})",
+        f"{reroute.mean.heaviest_load:.3f}",
+    ]
 
 
 def _layer_cell(metrics: PlacementMetrics) -> str:

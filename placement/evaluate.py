@@ -1,6 +1,6 @@
 """Replay a trace under plans, and under what engines do today, and say what each would have cost."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 from specmoe.errors import UsageError
 from specmoe.placement.baselines.for_plan import baselines_for
+from specmoe.placement.capacity_outlook import BoundOutlook, capacity_outlook
 from specmoe.placement.homes import request_starts
 from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
@@ -39,6 +40,7 @@ class PlanResult:
     """What the trace costs under one plan: the means over layers, and each layer (its decoder layer in `layer_ids`).
 
     plan is the plan itself; baseline says that it is one of the placements to compare with, not one of the caller's.
+    capacity: what capacity bounds would cost, where that was asked for.
     """
 
     name: str
@@ -46,6 +48,7 @@ class PlanResult:
     baseline: bool
     mean: PlacementMetrics
     layers: tuple[PlacementMetrics, ...]
+    capacity: tuple[BoundOutlook, ...] = ()
 
     @property
     def layer_ids(self) -> list[int]:
@@ -55,7 +58,10 @@ class PlanResult:
     def to_json(self) -> dict[str, Any]:
         layers = zip(self.layer_ids, self.layers, strict=True)
         rows = [{"layer_id": layer_id, **layer.to_json()} for layer_id, layer in layers]
-        return {"name": self.name, "mean": self.mean.to_json(), "layers": rows}
+        value: dict[str, Any] = {"name": self.name, "mean": self.mean.to_json(), "layers": rows}
+        if self.capacity:
+            value["capacity"] = [outlook.to_json(self.layer_ids) for outlook in self.capacity]
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,10 @@ class Evaluation:
         raise UsageError(f"there is no result named {name!r}; there are {[result.name for result in self.results]}")
 
     def to_json(self) -> dict[str, Any]:
-        """`{"trace": {…}, "results": [{"name", "mean": {metric: value}, "layers": [{"layer_id", …}, …]}, …]}`."""
+        """`{"trace": {…}, "results": [{"name", "mean": {metric: value}, "layers": [{"layer_id", …}, …]}, …]}`.
+
+        A result has "capacity" too, `[{"factor", "level", "overflow", "mean": {…}, "layers": […]}, …]`, if asked for.
+        """
         return {"trace": self.trace.to_json(), "results": [result.to_json() for result in self.results]}
 
 
@@ -81,6 +90,7 @@ def evaluate(
     plans: PlanSource | Iterable[PlanSource] | Mapping[str, PlanSource],
     profile: RoutingProfile | str | PathLike[str],
     *,
+    capacity: Sequence[float] = (),
     on_result: OnResult | None = None,
 ) -> Evaluation:
     """Replay the sample of `profile` under each plan, and under `linear`, `round_robin` and `eplb`.
@@ -88,7 +98,8 @@ def evaluate(
     A plan is a `PlacementPlan` or the path of one. Its name in the result is its key in a mapping, the path as given,
     or the method of a plan without a path. The baselines have the ranks, nodes and attention of the first plan, no
     tables and static choice; plans of another setting add their own, named after it. `eplb` has as many slots as the
-    plan and is fitted to the counts of the very trace that it is judged on: its best case. `on_result` is called with
+    plan and is fitted to the counts of the very trace that it is judged on: its best case. `capacity`: factors of
+    capacity bounds whose cost to tell, see `placement/capacity.py`; they need gate weights. `on_result` is called with
     each name when that result is there.
 
     Raises `MismatchError` for a plan of another model, `ArtifactError` for a file that is not what it should be or a
@@ -103,15 +114,24 @@ def evaluate(
     candidates += [(name, plan, True) for name, plan in baselines_for([plan for _, plan in named], judged)]
     results = []
     for name, plan, baseline in candidates:
-        results.append(_judge(name, plan, sample, baseline=baseline))
+        results.append(_judge(name, plan, sample, capacity, baseline=baseline))
         if on_result is not None:
             on_result(name)
     return Evaluation(trace=_summary(judged, sample), results=tuple(results))
 
 
-def _judge(name: str, plan: PlacementPlan, sample: RoutingSample, *, baseline: bool) -> PlanResult:
+def _judge(
+    name: str, plan: PlacementPlan, sample: RoutingSample, capacity: Sequence[float], *, baseline: bool
+) -> PlanResult:
     layers = measure_plan(plan, sample)
-    return PlanResult(name=name, plan=plan, baseline=baseline, mean=mean_metrics(layers), layers=tuple(layers))
+    return PlanResult(
+        name=name,
+        plan=plan,
+        baseline=baseline,
+        mean=mean_metrics(layers),
+        layers=tuple(layers),
+        capacity=capacity_outlook(plan, sample, capacity) if capacity else (),
+    )
 
 
 def _named_plans(

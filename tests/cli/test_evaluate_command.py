@@ -25,7 +25,7 @@ def random_profile(num_tokens: int = 40, num_experts: int = 8) -> RoutingProfile
         num_logical_experts=num_experts,
         top_k=2,
         num_tokens=num_tokens,
-        sample=RoutingSample(expert_ids=ids),
+        sample=RoutingSample(expert_ids=ids, gate_weights=np.full(ids.shape, 0.5, dtype=np.float16)),
         source="a test",
     )
 
@@ -83,6 +83,14 @@ def test_layers_prints_a_row_per_layer() -> None:
 
 
 @pytest.mark.usefixtures("files")
+def test_capacity_prints_a_row_per_placement_factor_and_level() -> None:
+    text = run("two", "--profile", "trace", "--capacity", "1.0,2")
+    rows = [line.split()[:3] for line in text.splitlines()[-16:]]
+    assert rows[:4] == [["two", factor, level] for factor in ("1", "2") for level in ("expert", "device")]
+    assert [row[0] for row in rows[4::4]] == ["linear", "round_robin", "eplb"]
+
+
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
@@ -90,10 +98,21 @@ def test_layers_prints_a_row_per_layer() -> None:
         (["two", "--profile", "two"], 1, "two is of format 'specmoe.plan/1', 'specmoe.profile/1' was expected"),
         (["two", "--profile", "other"], 1, "plan two is for another model than the profile"),
         (["two", "--profile", "counts"], 1, "evaluating a plan needs the routing of single tokens"),
+        (["two", "--profile", "trace", "--capacity", "1,x"], 2, "--capacity is '1,x', numbers such as"),
+        (["two", "--profile", "trace", "--capacity", "0"], 2, "a capacity factor is 0.0, a positive number"),
         (["two"], 2, "Missing option '--profile'"),
         (["--profile", "trace"], 2, "Missing argument 'PLAN...'"),
     ],
-    ids=["no such file", "not a profile", "another model", "counts alone", "no profile", "no plan"],
+    ids=[
+        "no such file",
+        "not a profile",
+        "another model",
+        "counts alone",
+        "no number",
+        "zero",
+        "no profile",
+        "no plan",
+    ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(
     files: Path,

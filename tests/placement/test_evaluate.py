@@ -19,6 +19,7 @@ from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 L, E, K, V = 3, 10, 3, 20
+RULES = ("drop", "reroute")
 
 
 def random_profile(seed: int = 0, num_tokens: int = 60) -> RoutingProfile:
@@ -185,3 +186,22 @@ def test_no_plan_at_all_is_refused() -> None:
 def test_something_that_is_no_plan_is_refused() -> None:
     with pytest.raises(UsageError, match="a PlacementPlan or the path of a plan file was expected"):
         evaluate([3], random_profile())  # type: ignore[list-item]
+
+
+def test_capacity_outlooks_are_told_for_every_placement_where_asked_for() -> None:
+    profile = random_profile()
+    sample = profile.require_sample("a test")
+    gates = np.full(sample.expert_ids.shape, 0.5, dtype=np.float16)
+    with_gates = replace(profile, sample=replace(sample, gate_weights=gates))
+    value = json.loads(json.dumps(evaluate(plan_for(profile), with_gates, capacity=[1.0, 2.0]).to_json()))
+    for result in value["results"]:
+        bounds = [(bound["factor"], bound["level"], bound["overflow"]) for bound in result["capacity"]]
+        assert bounds == [(f, level, rule) for f in (1, 2) for level in ("expert", "device") for rule in RULES]
+        assert [layer["layer_id"] for layer in result["capacity"][0]["layers"]] == [1, 2, 4]
+        assert result["capacity"][0]["mean"]["lost_pair_rate"] > 0
+
+
+def test_a_capacity_outlook_of_a_trace_without_gate_weights_is_refused() -> None:
+    profile = random_profile()
+    with pytest.raises(ArtifactError, match="a capacity outlook needs gate weights"):
+        evaluate(plan_for(profile), profile, capacity=[1.0])
