@@ -11,6 +11,8 @@ from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
 from specmoe.runtime.quiet import quiet_transformers
+from specmoe.runtime.token_homes import TokenHomes
+from specmoe.runtime.tp_layer import split_model
 from specmoe.runtime.workers import Workers
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def build_model(files: CompiledFiles, workers: Workers, dtype: torch.dtype | Non
     modules = [model.get_submodule(name) for name in files.manifest.expert_modules]
     hidden_size = model.config.get_text_config().hidden_size
     runtime = ExpertRuntime(files.plan, workers, modules, hidden_size)
+    if isinstance(runtime.homes, TokenHomes) and workers.world_size > 1:
+        runtime.shuffle = split_model(model, workers, runtime.homes, files.plan.layer_ids.tolist())
     _attach(model, runtime, modules)
     return cast("PreTrainedModel", model)
 

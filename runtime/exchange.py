@@ -8,16 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from specmoe.errors import SpecmoeError
 from specmoe.kernels.assign.assignment import Assignment
+from specmoe.runtime.errors import ExchangeError, others_answer
 from specmoe.runtime.packing import pack_rows, unpack_rows
 from specmoe.runtime.workers import Workers
-
-
-class ExchangeError(SpecmoeError):
-    """The processes are out of step, or one of them is gone."""
-
-    one_process_only = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +100,5 @@ class Exchange:
         sent_rows: list[int] | None,
         row: int,
     ) -> None:
-        try:
+        with others_answer(self.workers.process, f"MoE layer {row}"):
             dist.all_to_all_single(received, sent, received_rows, sent_rows)
-        except RuntimeError as error:
-            raise ExchangeError(
-                f"process {self.workers.process} lost the others in MoE layer {row}: one of them ended or hung; "
-                "its own message says why"
-            ) from error

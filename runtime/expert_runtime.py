@@ -14,6 +14,8 @@ from specmoe.runtime.exchange import Exchange
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.moe_layer import MoeLayer
 from specmoe.runtime.requests import assign_requests
+from specmoe.runtime.shuffle import Shuffle
+from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.workers import Workers
 
 
@@ -23,6 +25,7 @@ class ExpertRuntime:
     Lock step (`dp`): every forward pass of any process needs all processes, since each holds experts that the others'
     tokens may want. A process that has nothing left to do takes part with no tokens until nobody has work. `generate`
     does so by itself; other use of the model with several processes goes inside `with model.specmoe.lock_step():`.
+    Under `tp` all processes run the same batch, each its share of the heads and tokens.
     """
 
     def __init__(
@@ -31,22 +34,29 @@ class ExpertRuntime:
         self.plan = plan
         self.workers = workers
         self._hidden_size = hidden_size
-        self._homes = BatchHomes(plan, workers)
+        self.homes = BatchHomes(plan, workers) if plan.attention == "dp" else TokenHomes(plan, workers)
         self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, workers.device)
         exchange = Exchange(workers)
         self._layers = [
             MoeLayer(
-                row, RoutingTables.of_layer(plan, row, workers.device), module, exchange, self._homes, self._counters
+                row, RoutingTables.of_layer(plan, row, workers.device), module, exchange, self.homes, self._counters
             )
             for row, module in enumerate(experts)
         ]
         self._dtype = next(experts[0].parameters()).dtype
+        # What carries tokens to their homes under tp attention, when there are several processes.
+        self.shuffle: Shuffle | None = None
         self._depth = 0
 
     @property
     def layers(self) -> Sequence[MoeLayer]:
         """The MoE layers, by the plan's rows."""
         return self._layers
+
+    @property
+    def shares_requests(self) -> bool:
+        """Whether all processes run the same requests (`tp`), and not each its own (`dp`)."""
+        return isinstance(self.homes, TokenHomes) and self.workers.world_size > 1
 
     def counters(self) -> list[LayerCounts]:
         """What this process's tokens sent, layer by layer, since the start or the last `reset_counters`."""
@@ -58,12 +68,16 @@ class ExpertRuntime:
 
     def assign_requests(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
         """The process for each of several requests, given in order of arrival by the token ids of their prompts."""
+        if isinstance(self.homes, TokenHomes):
+            raise UsageError("under tp attention every process runs every request; none has requests of its own")
         ranks = assign_requests(self.plan, token_ids)
         return [rank // self.workers.ranks_per_process for rank in ranks]
 
     def pin_requests(self, ranks: Sequence[int] | None) -> None:
         """Put the rows of the coming batches on these ranks of this process; None: by the plan's rule."""
-        self._homes.pin(ranks)
+        if isinstance(self.homes, TokenHomes):
+            raise UsageError("under tp attention tokens have homes by the plan's table; requests cannot be pinned")
+        self.homes.pin(ranks)
 
     @contextmanager
     def lock_step(self) -> Iterator[None]:
@@ -95,7 +109,7 @@ class ExpertRuntime:
             return
         cache = kwargs.get("past_key_values")
         is_start = cache is None or cache.get_seq_length() == 0
-        self._homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
+        self.homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
 
 
 def runtime_of(model: torch.nn.Module) -> ExpertRuntime:

@@ -1,4 +1,4 @@
-"""The home rank of each token of the running batch: on this process, and on which of its ranks when it has several."""
+"""Homes under `dp` attention: a request's tokens are on this process, and on one of its ranks when it has several."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ class BatchHomes:
             rows: list[list[int]] = [[]] * num_requests if input_ids is None else input_ids.tolist()
             self._of_request = self._tensor([scheduler.place(row) for row in rows])
 
-    def of_tokens(self, num_tokens: int) -> torch.Tensor:
+    def of_tokens(self, _row: int, num_tokens: int) -> torch.Tensor:
         """int32 [T]: the home rank of each token of the running forward pass, whose tokens are in batch order."""
         num_requests = len(self._of_request)
         if num_requests == 0 or num_tokens % num_requests != 0:

@@ -11,6 +11,7 @@ from specmoe.runtime.counters import Counters
 from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.slot_product import slot_product
+from specmoe.runtime.token_homes import TokenHomes
 
 
 class MoeLayer:
@@ -26,7 +27,7 @@ class MoeLayer:
         tables: RoutingTables,
         experts: torch.nn.Module,
         exchange: Exchange,
-        homes: BatchHomes,
+        homes: BatchHomes | TokenHomes,
         counters: Counters,
     ) -> None:
         self.row = row
@@ -45,7 +46,7 @@ class MoeLayer:
 
         hidden: floating [T, H]; top_k_index: integer [T, K], logical experts; top_k_weights: floating [T, K].
         """
-        home_rank = self.homes.of_tokens(hidden.shape[0])
+        home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
         assignment = assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank, self._tables)
         self._counters.add(self.row, assignment, home_rank, self._tables)
         traffic = self._exchange.announce(assignment, self.row, active=True)

@@ -23,7 +23,8 @@ class Completion:
 
 
 def serve_prompts(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
-    """Continue every prompt greedily, each on the process that the plan's request rule gives it; collective.
+    """Continue every prompt greedily, each on the process that the plan's request rule gives it (`dp`) or on all
+    of them together (`tp`); collective.
 
     All processes pass the same prompts and receive all completions, in the prompts' order. Prompts of equal length on
     a process run as one batch: nothing is padded. Raises `UsageError` for an empty prompt.
@@ -32,8 +33,10 @@ def serve_prompts(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: 
         if not prompt:
             raise UsageError(f"prompt {number} has no tokens; at least one was expected")
     runtime = runtime_of(model)
-    processes = runtime.assign_requests(prompts)
-    own = [number for number, process in enumerate(processes) if process == runtime.workers.process]
+    own = list(range(len(prompts)))
+    if not runtime.shares_requests:
+        processes = runtime.assign_requests(prompts)
+        own = [number for number in own if processes[number] == runtime.workers.process]
     done: dict[int, Completion] = {}
     with runtime.lock_step(), torch.inference_mode():
         by_length = sorted(own, key=lambda number: len(prompts[number]))

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,26 @@ def _compile(family: str, folder: Path, random_plan: Callable[..., PlacementPlan
         )
         for seed, choice in enumerate(("static", "cover"))
     }
+    plans["tp"] = with_token_table(plans["cover"])
     compiled = {choice: folder / choice for choice in plans}
     for choice, plan in plans.items():
         specmoe.reshard(folder / "source", plan, compiled[choice])
     return CompiledModel(family=family, source=folder / "source", compiled=compiled, plans=plans)
+
+
+def with_token_table(plan: PlacementPlan) -> PlacementPlan:
+    """The same placement for `tp` attention; the table knows two tokens in three, with few different confidences."""
+    rng = np.random.default_rng(5)
+    shape = (plan.num_layers, SHAPE["vocab_size"])
+    ranks = rng.integers(0, plan.ep_size, shape)
+    ranks[rng.random(shape) < 1 / 3] = -1
+    confidence = rng.integers(0, 4, shape) / 4
+    return replace(
+        plan,
+        attention="tp",
+        token_to_rank=ranks.astype(np.int16),
+        token_confidence=confidence.astype(np.float16),
+    )
 
 
 def tiny_model(family: str) -> Any:

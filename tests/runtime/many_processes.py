@@ -39,6 +39,8 @@ def main() -> None:
     runs: dict[str, tuple[int, Callable[..., list[dict[str, Any]]]]] = {
         "four": (4, check_models),
         "two": (2, check_models),
+        "tp2": (2, check_tp),
+        "tp4": (4, check_tp),
         "three": (3, check_wrong_world_size),
         "altered": (4, check_altered_file),
         "plans": (2, check_different_plans),
@@ -95,6 +97,38 @@ def compare(family: str, source: str, compiled: str, process: int) -> dict[str, 
     finding["served"] = [done.token_ids for done in serve_prompts(model, prompts, 3)]
     finding["served_by"] = [done.process for done in serve_prompts(model, prompts, 1)]
     return finding
+
+
+def check_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """All processes run the same batch; at last each another one."""
+    findings = []
+    for family, paths in settings["models"][name].items():
+        finding: dict[str, Any] = {"family": family}
+        findings.append(finding)
+        try:
+            model = specmoe.load(paths[1])
+        except SpecmoeError as error:
+            finding["refused"] = str(error)
+            continue
+        compare_tp(finding, model, paths[0])
+    findings += refusal(lambda: model(torch.tensor([[5, 6 + process]])))
+    return findings
+
+
+def compare_tp(finding: dict[str, Any], model: Any, source: str) -> None:
+    original = transformers.AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
+    # Not a multiple of the ranks, repeated ids, and a step of fewer tokens than ranks.
+    tokens = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = original(tokens).logits
+        finding["error"] = float((model(tokens).logits - expected).abs().max() / expected.abs().max())
+    finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
+    finding["sent_bytes"] = model.specmoe.shuffle.sent_bytes
+    for batch in (tokens, tokens[:1]):
+        expected = original.generate(batch, max_new_tokens=6, **GREEDY)
+        same = torch.equal(model.generate(batch, max_new_tokens=6, **GREEDY), expected)
+        finding["same_tokens"] = finding.get("same_tokens", True) and same
+    finding["served"] = [done.token_ids for done in serve_prompts(model, [[4], [5, 6]], 3)]
 
 
 def refusal(action: Callable[[], Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import specmoe
 from specmoe.errors import ArtifactError, CheckpointError, MismatchError, SpecmoeError, UsageError
+from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.profiler.routing_profile import RoutingSample
 
@@ -33,7 +34,7 @@ def relative_error(got, expected):
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("choice", ["static", "cover"])
+@pytest.mark.parametrize("choice", ["static", "cover", "tp"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_greedy_tokens_are_those_of_the_unmodified_model(compiled_model, family, choice):
     made = compiled_model(family)
@@ -105,12 +106,30 @@ def test_the_counters_agree_with_the_prediction_of_evaluate(compiled_model, choi
         assert counted.local_pairs == predicted.local_pairs
 
 
+def test_under_tp_the_counters_agree_with_the_prediction_of_evaluate(compiled_model):
+    made = compiled_model("olmoe")
+    model, plan = specmoe.load(made.compiled["tp"]), made.plans["tp"]
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _module, _args, out: seen.append(out[2].numpy()))
+    tokens = some_tokens(5, 17)
+    with torch.no_grad():
+        model(tokens)
+    sample = RoutingSample(
+        expert_ids=np.stack(seen, axis=1).astype(np.uint8), token_ids=tokens.flatten().numpy().astype(np.int32)
+    )
+    homes = homes_of(plan, sample)
+    for row, counted in enumerate(model.specmoe.counters()):
+        predicted = layer_traffic(plan, sample, row, homes[row])
+        assert (counted.remote_copies, counted.local_pairs) == (predicted.remote_copies, predicted.local_pairs)
+
+
 def test_requests_keep_their_home_ranks_while_they_are_decoded(compiled_model):
     made = compiled_model("olmoe")
     model = specmoe.load(made.compiled["static"])
     homes = []
     model.model.layers[0].mlp.experts.register_forward_hook(
-        lambda module, args, _out: homes.append(module.specmoe_layer.homes.of_tokens(args[0].shape[0]).tolist())
+        lambda module, args, _out: homes.append(module.specmoe_layer.homes.of_tokens(0, args[0].shape[0]).tolist())
     )
     model.generate(some_tokens(4, 6), **GREEDY)
     prefill, *steps = homes

@@ -28,6 +28,8 @@ def findings(compiled_model, tmp_path_factory):
         "models": {
             "four": {family: [str(m.source), str(m.compiled["cover"])] for family, m in made.items()},
             "two": {family: [str(m.source), str(m.compiled["static"])] for family, m in made.items()},
+            "tp2": {family: [str(m.source), str(m.compiled["tp"])] for family, m in made.items()},
+            "tp4": {f: [str(made[f].source), str(made[f].compiled["tp"])] for f in ("mixtral", "deepseek_v3")},
         },
         "any": str(made["olmoe"].compiled["cover"]),
         "altered": str(altered),
@@ -70,6 +72,47 @@ def test_prompts_are_served_over_all_processes_and_come_back_in_order_everywhere
 
 def test_with_one_rank_per_process_every_remote_copy_is_a_row_on_the_wire(findings):
     assert all(item["wire_is_remote"] for report in findings["four"].values() for item in report)
+
+
+SPLIT = [("tp2", 2, family) for family in FAMILIES if family != "olmoe"] + [("tp4", 4, "deepseek_v3")]
+
+
+@pytest.mark.parametrize(("run", "world_size", "family"), SPLIT)
+def test_split_heads_and_shuffled_tokens_change_nothing(findings, run, world_size, family):
+    found = [next(item for item in findings[run][p] if item.get("family") == family) for p in range(world_size)]
+    for item in found:
+        assert item["error"] < 3e-6
+        assert item["same_tokens"]
+        assert item["served"] == found[0]["served"]
+    shares = [item["tokens"][0] for item in found]
+    assert sum(shares) == 21, "every token runs on one process"
+    assert max(shares) - min(shares) <= 4 // world_size
+
+
+@pytest.mark.parametrize(("run", "world_size", "family"), SPLIT)
+def test_shuffling_sends_what_the_all_reduce_sent_that_it_replaces(findings, run, world_size, family):
+    found = [next(item for item in findings[run][p] if item.get("family") == family) for p in range(world_size)]
+    num_layers, num_tokens, hidden_size, float_bytes = 3, 21, 32, 4
+    all_reduce = 2 * (world_size - 1) * num_tokens * hidden_size * float_bytes
+    assert sum(item["sent_bytes"] for item in found) == num_layers * all_reduce
+
+
+UNSPLITTABLE = {
+    "a norm across all heads": ("tp2", "olmoe", "normalises across all heads"),
+    "too few key-value heads": ("tp4", "mixtral", "2 key-value heads cannot be split over 4 processes"),
+}
+
+
+@pytest.mark.parametrize(("run", "family", "reason"), UNSPLITTABLE.values(), ids=UNSPLITTABLE.keys())
+def test_attention_that_cannot_be_split_is_refused_with_the_reason(findings, run, family, reason):
+    for report in findings[run].values():
+        (found,) = (item for item in report if item.get("family") == family)
+        assert reason in found["refused"]
+
+
+def test_different_batches_under_tp_are_refused_before_anything_is_sent(findings):
+    for report in findings["tp2"].values():
+        assert "process 1 runs another batch than process 0" in report[-1]["refused"]
 
 
 REFUSALS = {

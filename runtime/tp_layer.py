@@ -1,0 +1,59 @@
+"""A decoder layer under `tp` attention: heads split, then every token on its home process until the layer ends.
+
+x = stream + scatter(sum of the processes' attention parts);  stream = gather(x + mlp(norm(x)))
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from specmoe.errors import CheckpointError
+from specmoe.runtime.attention_split import split_attention
+from specmoe.runtime.shuffle import Shuffle
+from specmoe.runtime.token_homes import TokenHomes
+from specmoe.runtime.workers import Workers
+
+PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+def split_model(model: Any, workers: Workers, homes: TokenHomes, layer_ids: Sequence[int]) -> Shuffle:
+    """Split every decoder layer of `model` over the processes, in place; layer_ids: the MoE layers, by row.
+
+    Raises `CheckpointError` or `UsageError`, naming the reason, where the model cannot be split so.
+    """
+    shuffle = Shuffle(workers)
+    row_of = {layer_id: row for row, layer_id in enumerate(layer_ids)}
+    for layer_id, layer in enumerate(model.get_decoder().layers):
+        parts = {name for name, _ in layer.named_children()}
+        if parts != PARTS:
+            raise CheckpointError(
+                f"{type(layer).__name__} has the parts {sorted(parts)}, tp attention needs {sorted(PARTS)}; "
+                "solve with --attention dp"
+            )
+        split_attention(layer.self_attn, model.config.get_text_config(), workers)
+        # In place of the class's forward, whose arguments it takes.
+        object.__setattr__(layer, "forward", TpForward(layer, row_of.get(layer_id), homes, shuffle))
+    return shuffle
+
+
+class TpForward:
+    """The forward of one decoder layer; row: the plan's row, None for a dense layer."""
+
+    def __init__(self, layer: Any, row: int | None, homes: TokenHomes, shuffle: Shuffle) -> None:
+        self._layer = layer
+        self._row = row
+        self._homes = homes
+        self._shuffle = shuffle
+
+    def __call__(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """[B, S, H] in and out, the same on all processes; the arguments are the attention's."""
+        layer, width = self._layer, hidden_states.shape[-1]
+        partial = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **arguments)[0]
+        stream = hidden_states.reshape(-1, width)
+        slices = self._homes.split(self._row, stream.shape[0])
+        own = stream[slices.own] + self._shuffle.reduce_scatter(partial.reshape(-1, width), slices)
+        out = layer.mlp(layer.post_attention_layernorm(own)[None])
+        # Some families' MoE blocks return the router's scores too.
+        out = out[0] if isinstance(out, tuple) else out
+        return self._shuffle.all_gather(own + out.view(-1, width), slices).view_as(hidden_states)
