@@ -24,17 +24,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from published import CAN_REPLICATE, METHODS
 
-import specmoe
 from specmoe.placement.check import check_plan
 from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import Attention, PlacementPlan
+from specmoe.placement.solve import METHODS as SOLVE_METHODS
+from specmoe.placement.solve import solve
 from specmoe.placement.topology import Topology
 from specmoe.profiler.import_npz import import_npz
 from specmoe.profiler.routing_profile import RoutingProfile
 
 RESULTS = Path(__file__).parent / "results"
-PRODUCT_METHODS = ("linear", "round_robin", "eplb", "cluster", "auto")
+PRODUCT_METHODS = tuple(method for method in SOLVE_METHODS if method != "ilp")  # "ilp" is for small models
 WITHOUT_REPLICAS = ("linear", "round_robin", *sorted(set(METHODS) - CAN_REPLICATE))
 COMPARABLE_IMBALANCE = 1.15
 
@@ -80,7 +81,7 @@ def solve_case(method: str, case: Case, fit: RoutingProfile, max_imbalance: floa
     }
     if method in METHODS:
         return METHODS[method](fit, topology, SolveOptions(**asked))
-    return specmoe.solve(fit, topology, method=method, best_effort=True, **asked)
+    return solve(fit, topology, method=method, best_effort=True, **asked)
 
 
 def measure(
@@ -159,7 +160,7 @@ def split(text: str) -> list[str]:
 @click.option("--ranks", default="4,8", show_default=True)
 @click.option("--attention", default="dp,tp", show_default=True)
 @click.option("--extra-slots", default="0,1", show_default=True)
-@click.option("--methods", default=",".join((*PRODUCT_METHODS[:3], *METHODS, *PRODUCT_METHODS[3:])), show_default=True)
+@click.option("--methods", default=",".join((*PRODUCT_METHODS, *METHODS)), show_default=True)
 @click.option("--max-imbalance", default=1.05, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--name", help="Of the files in benchmarks/results; FIT's by default.")
