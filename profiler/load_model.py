@@ -33,9 +33,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-            return tokenizer
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {_first_line(error)}") from error
+    # Where the files are missing transformers may make up an empty tokenizer, for which every text is nothing.
+    if not tokenizer("a 1", add_special_tokens=False)["input_ids"]:
+        raise CheckpointError(f"{folder} has no tokenizer files (tokenizer.json); put the model's own there")
+    return tokenizer
 
 
 def refuse_unroutable(folder: Path) -> None:

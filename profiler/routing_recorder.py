@@ -75,6 +75,8 @@ class RoutingRecorder:
         )
 
     def _sample(self) -> RoutingSample:
+        if not self._pairs.num_tokens:
+            raise ArtifactError("the corpus gives no token; text to profile the model on was expected")
         routings = list(self._reservoir.finish().values())
         requests = [request for request, _, _ in routings]
         lengths = [len(request.token_ids) for request in requests]

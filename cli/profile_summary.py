@@ -1,0 +1,61 @@
+"""What a new profile holds, as a JSON object or a short table."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specmoe.profiler.routing_profile import RoutingProfile
+
+
+def summary(profile: RoutingProfile, output: Path, seconds: float) -> dict[str, Any]:
+    """The profile in numbers; `hottest_expert` and `busiest_tenth` are means over layers.
+
+    hottest_expert: the most used expert's load over the mean. busiest_tenth: the share of the (token, expert) pairs
+    that the most used tenth of the experts (at least one) takes.
+    """
+    loads = np.sort(profile.expert_counts / profile.expert_counts.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
+    tenth = max(1, profile.num_logical_experts // 10)
+    sample = profile.sample
+    return {
+        "output": str(output),
+        "tokens": profile.num_tokens,
+        "requests_in_sample": _num_requests(profile),
+        "tokens_in_sample": 0 if sample is None else sample.num_tokens,
+        "layers": profile.num_layers,
+        "experts": profile.num_logical_experts,
+        "top_k": profile.top_k,
+        "vocab_size": profile.vocab_size,
+        "has_trace": sample is not None,
+        "hottest_expert": round(float(loads[:, 0].mean() * profile.num_logical_experts), 4),
+        "busiest_tenth": round(float(loads[:, :tenth].sum(axis=1).mean()), 4),
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(profile.num_tokens / max(seconds, 1e-9), 1),
+        "model_fingerprint": profile.model_fingerprint,
+        "profile_fingerprint": profile.fingerprint,
+    }
+
+
+def print_summary(numbers: dict[str, Any]) -> None:
+    """The table for people, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title=f"wrote {numbers['output']}", title_justify="left")
+    table.add_row("tokens", f"{numbers['tokens']:,} ({numbers['tokens_per_second']:,.0f} a second)")
+    table.add_row("routing", f"{numbers['layers']} MoE layers, {numbers['experts']} experts, top-{numbers['top_k']}")
+    if numbers["has_trace"]:
+        requests = "" if numbers["requests_in_sample"] is None else f" of {numbers['requests_in_sample']:,} requests"
+        table.add_row("sample", f"{numbers['tokens_in_sample']:,} tokens{requests}")
+    else:
+        table.add_row("sample", "none: the source has counts alone, which solves for load and not for traffic")
+    table.add_row("hottest expert", f"{numbers['hottest_expert']:.2f} times the mean load (mean over layers)")
+    table.add_row("busiest tenth", f"of the experts takes {100 * numbers['busiest_tenth']:.1f} % of the work")
+    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _num_requests(profile: RoutingProfile) -> int | None:
+    if profile.sample is None or profile.sample.request_ids is None:
+        return None
+    return len(np.unique(profile.sample.request_ids))
