@@ -83,13 +83,21 @@ def _pack(
     """The experts of each rank: copies by falling load, each to the least-loaded rank with room and without a twin."""
     originals_first = np.concatenate([np.arange(len(copies)), np.repeat(np.arange(len(copies)), copies - 1)])
     held: RankExperts = [[] for _ in slots_of_rank]
+    load, room = np.zeros(len(held), dtype=np.float64), slots_of_rank.copy()
+    has_twin = np.zeros((len(copies), len(held)), dtype=np.bool_)
     for expert in originals_first[np.argsort(-load_per_copy[originals_first], kind="stable")].tolist():
-        with_room = [rank for rank, slots in enumerate(slots_of_rank) if len(held[rank]) < slots]
-        free = [rank for rank in with_room if expert not in held[rank]]
-        if free:
-            held[min(free, key=lambda rank: (load_per_copy[held[rank]].sum(), rank))].append(expert)
-        else:
-            _place_by_exchange(expert, held, with_room, load_per_copy)
+        free = (room > 0) & ~has_twin[expert]
+        if free.any():
+            rank = int(np.where(free, load, np.inf).argmin())
+            held[rank].append(expert)
+            has_twin[expert, rank] = True
+            load[rank] += load_per_copy[expert]
+            room[rank] -= 1
+            continue
+        _place_by_exchange(expert, held, np.flatnonzero(room > 0).tolist(), load_per_copy)
+        room = slots_of_rank - np.array([len(experts) for experts in held])
+        load = np.array([load_per_copy[experts].sum() for experts in held])
+        has_twin = np.array([[index in experts for experts in held] for index in range(len(copies))])
     return held
 
 
