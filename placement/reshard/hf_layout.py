@@ -6,6 +6,7 @@ then picks the same experts under new numbers; a tie between equal scores may fa
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -25,10 +26,10 @@ def lay_out_hf(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
         changed |= _permuted(model, layer, [int(expert) for expert in plan.physical_to_logical[row]])
     checkpoint = model.checkpoint
     files = []
-    for path in checkpoint.files:
+    by_file = groupby(checkpoint.in_file_order(checkpoint.tensors), key=lambda name: checkpoint.tensors[name].file)
+    for path, names in by_file:
         if path.name == PLAN_FILE:
             raise CheckpointError(f"{path} has the name of the plan in the output; rename that file of the checkpoint")
-        names = checkpoint.in_file_order(name for name, entry in checkpoint.tensors.items() if entry.file == path)
         tensors = tuple(changed.get(name) or whole(checkpoint, name) for name in names)
         files.append(OutputFile(name=path.name, tensors=tensors))
     return CheckpointLayout(

@@ -48,7 +48,13 @@ class Checkpoint:
 
     def in_file_order(self, names: Iterable[str]) -> list[str]:
         """`names`, sorted by the place of their bytes: file by file, from its start."""
-        return sorted(names, key=lambda name: (self.tensors[name].file, self.tensors[name].begin, name))
+        wanted = frozenset(names)
+        return [name for name in self._all_in_file_order if name in wanted]
+
+    @cached_property
+    def _all_in_file_order(self) -> list[str]:
+        order = {path: number for number, path in enumerate(self.files)}
+        return sorted(self.tensors, key=lambda name: (order[self.tensors[name].file], self.tensors[name].begin, name))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,8 +8,8 @@ ranges, and because numpy has no name for bfloat16 or the 8-bit floats.
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from specmoe.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
 _METADATA = "__metadata__"
+_KEYS = {"dtype", "shape", "data_offsets"}
 
 # Bits per element of every dtype that the format knows.
 DTYPE_BITS = {
@@ -31,8 +32,7 @@ DTYPE_BITS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor's place: the bytes `begin` to `end` of `file`, row-major, of `dtype` (the format's name for it)."""
 
     file: Path
@@ -50,6 +50,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of `path`; raises `CheckpointError` unless they fill the file exactly and fit their shapes."""
     header, start, size = _read_json_header(path)
     header.pop(_METADATA, None)
+    _check_names(path, header)
     entries = {name: _entry(path, name, value, start) for name, value in header.items()}
     _check_offsets(path, entries, start, size)
     return entries
@@ -105,28 +106,24 @@ def _header_length(path: Path, prefix: bytes, size: int) -> int:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"the name {name!r} occurs twice")
-        result[name] = value
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name!r} occurs twice")
     return result
 
 
 def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
-    where = f"{path} is damaged: tensor {name!r}"
-    if not _is_text(name):
-        raise CheckpointError(f"{where} has a name that is no UTF-8 text")
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where} needs exactly dtype, shape and data_offsets")
+    if not isinstance(value, dict) or value.keys() != _KEYS:
+        raise _damaged(path, name, "needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where} has the unknown dtype {dtype!r}")
+        raise _damaged(path, name, f"has the unknown dtype {dtype!r}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{where} has a shape or offsets that are no list of whole numbers")
+        raise _damaged(path, name, "has a shape or offsets that are no list of whole numbers")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
-        raise CheckpointError(f"{where} is {dtype} of shape {shape}, which does not fit its {end - begin} bytes")
+        raise _damaged(path, name, f"is {dtype} of shape {shape}, which does not fit its {end - begin} bytes")
     return TensorEntry(file=path, dtype=dtype, shape=tuple(shape), begin=data_start + begin, end=data_start + end)
 
 
@@ -135,19 +132,23 @@ def _check_offsets(path: Path, entries: Mapping[str, TensorEntry], data_start: i
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             kind = "overlaps another" if entry.begin < position else "leaves a hole before it"
-            raise CheckpointError(f"{path} is damaged: tensor {name!r} {kind}")
+            raise _damaged(path, name, kind)
         position = entry.end
     if position != size:
         raise CheckpointError(f"{path} is truncated or damaged: its tensors end at byte {position}, the file at {size}")
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    return isinstance(values, list) and not [v for v in values if type(v) is not int or not 0 <= v < 2**63]
 
 
-def _is_text(name: str) -> bool:
+def _check_names(path: Path, header: Mapping[str, Any]) -> None:
+    """Raise unless every name is text that UTF-8 can hold, which a lone surrogate, written as an escape, is not."""
     try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate, written as a JSON escape
-        return False
-    return True
+        "".join(header).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path} is damaged: a tensor's name is no UTF-8 text") from error
+
+
+def _damaged(path: Path, name: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: tensor {name!r} {problem}")
