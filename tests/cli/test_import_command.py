@@ -1,0 +1,52 @@
+"""`specmoe import` on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from specmoe.profiler.routing_profile import RoutingProfile
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """A trace of 3 tokens."""
+    ids = np.array([[[0, 1]], [[2, 0]], [[0, 3]]], dtype=np.uint8)
+    np.savez(tmp_path / "trace.npz", expert_ids=ids, num_experts=4)
+    return tmp_path / "trace.npz"
+
+
+def test_a_trace_becomes_a_profile_and_a_summary(command_line, trace, tmp_path) -> None:
+    code, out, err = command_line("import", trace, "--from", "npz", "-o", tmp_path / "p", "--json")
+    assert (code, err) == (0, "")
+    numbers = json.loads(out)
+    assert (numbers["tokens"], numbers["layers"], numbers["experts"], numbers["top_k"]) == (3, 1, 4, 2)
+    assert numbers["hottest_expert"] == 2.0
+    assert numbers["profile_fingerprint"] == RoutingProfile.load(tmp_path / "p").fingerprint
+
+
+def test_the_table_is_for_people(command_line, trace, tmp_path) -> None:
+    code, out, _ = command_line("import", trace, "--from", "npz", "-o", tmp_path / "p")
+    assert code == 0
+    assert "1 MoE layers, 4 experts, top-2" in out
+
+
+def test_an_existing_output_is_kept_unless_forced(command_line, trace, tmp_path) -> None:
+    (tmp_path / "p").write_text("mine")
+    code, _, err = command_line("import", trace, "--from", "npz", "-o", tmp_path / "p")
+    assert code == 1
+    assert "exists already" in err
+    assert (tmp_path / "p").read_text() == "mine"
+    assert command_line("import", trace, "--from", "npz", "-o", tmp_path / "p", "--force")[0] == 0
+
+
+def test_a_bad_trace_is_one_sentence_and_writes_nothing(command_line, tmp_path) -> None:
+    (tmp_path / "bad.npz").write_text("no")
+    code, out, err = command_line("import", tmp_path / "bad.npz", "--from", "npz", "-o", tmp_path / "p")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_unknown_source_is_a_wrong_command_line(command_line, trace, tmp_path) -> None:
+    assert command_line("import", trace, "--from", "csv", "-o", tmp_path / "p")[0] == 2
