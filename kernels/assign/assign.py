@@ -4,7 +4,7 @@ import torch
 
 from specmoe.errors import UsageError
 from specmoe.kernels.assign.assignment import Assignment, SlotGroups
-from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference
+from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference, rows_of_pairs
 from specmoe.kernels.checks import check_argument, check_values
 from specmoe.kernels.routing_tables import RoutingTables
 
@@ -44,6 +44,24 @@ def assign(
 
         return assign_fused(top_k_index, top_k_weights, home_rank, tables, tables.replica_choice)
     return assign_reference(top_k_index, top_k_weights, home_rank, tables)
+
+
+def assign_slots(
+    pair_slot: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor, tables: RoutingTables
+) -> Assignment:
+    """The rows for pairs whose slots are chosen already, such as those that a capacity leaves.
+
+    pair_slot: int32 [T, K], -1 for a dropped pair. weights: floating [T, K]. home_rank: int32 [T].
+    """
+    check_argument("pair_slot", pair_slot, (torch.int32,), (-1, -1), tables.device)
+    check_argument("weights", weights, _FLOATS, pair_slot.shape, tables.device)
+    check_argument("home_rank", home_rank, (torch.int32,), pair_slot.shape[:1], tables.device)
+    check_values("pair_slot", pair_slot, -1, tables.num_physical_experts)
+    if tables.device.type == "cuda":
+        from specmoe.kernels.assign.fused import assign_fused
+
+        return assign_fused(pair_slot, weights, home_rank, tables, "given")
+    return rows_of_pairs(pair_slot, weights, tables)
 
 
 def group_by_slot(row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int = 1) -> SlotGroups:

@@ -21,9 +21,9 @@ def assign_reference(
 
 
 def choose_slots(expert_TK: torch.Tensor, home_T: torch.Tensor, tables: RoutingTables) -> torch.Tensor:
-    """int32 [T, K]: the slot that serves each pair by the plan's replica choice."""
+    """int32 [T, K]: the slot that serves each pair by the plan's replica choice; -1 where the expert is -1."""
     if tables.replica_choice == "static":
-        return tables.dispatch_slot[home_T[:, None], expert_TK]
+        return torch.where(expert_TK >= 0, tables.dispatch_slot[home_T[:, None], expert_TK], -1)
     starts = range(0, max(len(home_T), 1), COVER_BLOCK_TOKENS)
     blocks = [slice(start, start + COVER_BLOCK_TOKENS) for start in starts]
     return torch.cat([_cover(expert_TK[block], home_T[block], tables) for block in blocks])
@@ -82,9 +82,9 @@ def _cover(expert_TK: torch.Tensor, home_T: torch.Tensor, tables: RoutingTables)
     same_node_TR = tables.node_of_rank[home_T][:, None] == tables.node_of_rank[None, :]
     nearness_TR = R - 1 - (rank_R[None, :] - home_T[:, None]) % R
     at_home_TK = holder_slot_TKR.gather(2, home_T[:, None, None].expand(*expert_TK.shape, 1)).squeeze(2)
-    slot_TK = at_home_TK
+    slot_TK = torch.where(expert_TK >= 0, at_home_TK, -1)
     for _ in range(expert_TK.shape[1]):
-        unserved_TK = slot_TK < 0
+        unserved_TK = (slot_TK < 0) & (expert_TK >= 0)
         held_TR = ((holder_slot_TKR >= 0) & unserved_TK[:, :, None]).sum(dim=1)
         named_TR = torch.zeros_like(held_TR).scatter_add_(1, named_rank_TK, unserved_TK.long())
         # The tie-breaks as digits of one number, the first rule first.
