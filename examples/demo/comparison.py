@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 RELATIVE_TOLERANCE = 1e-5
 
@@ -35,6 +36,7 @@ class Comparison:
 def compare(model_folder: Path, generated: str, logits_file: Path, max_new_tokens: int) -> Comparison:
     """`generated` is what `specmoe generate --json` printed, `logits_file` what its `--logits` wrote: [prompts, V]."""
     completions: Sequence[Mapping[str, Any]] = json.loads(generated)["completions"]
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     prompts = [tokenizer(item["prompt"], return_tensors="pt") for item in completions]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,8 @@ from demo.domains import DOMAINS, Document
 SPLITS = ("train", "profile", "heldout")
 # The held-out split holds the documents whose digest, read as a fraction, lies below the first number, and so on.
 HELDOUT_BELOW, PROFILE_BELOW = 0.15, 0.40
+# So few from each document that a split holds many of them, and none decides what the split is like.
+REQUESTS_PER_DOCUMENT = {"train": 40, "profile": 8, "heldout": 8}
 CHARACTERS_PER_REQUEST = 600
 SHORTEST_REQUEST = 80
 
@@ -29,8 +31,8 @@ class Quotas:
     """Characters per domain in each split, as many as there are."""
 
     train: int = 750_000
-    profile: int = 64_000
-    heldout: int = 32_000
+    profile: int = 80_000
+    heldout: int = 40_000
 
 
 Corpus = dict[str, list[Request]]
@@ -50,7 +52,7 @@ def build_corpus(quotas: Quotas, domains: Mapping[str, Callable[[], Iterator[Doc
 
 def split_of(key: str) -> str:
     """The split of the document named `key`: always the same, whatever else there is."""
-    fraction = int.from_bytes(hashlib.sha256(f"split of {key}".encode()).digest()[:4], "big") / 2**32
+    fraction = int.from_bytes(hashlib.sha256(f"part of {key}".encode()).digest()[:4], "big") / 2**32
     return "heldout" if fraction < HELDOUT_BELOW else "profile" if fraction < PROFILE_BELOW else "train"
 
 
@@ -69,17 +71,22 @@ def _fill(documents: Iterator[Document], quotas: Quotas, seen: set[str]) -> dict
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     for document in documents:
         split = split_of(document.key)
-        for text in cut(document.text):
-            if room[split] <= 0:
-                break
-            if text in seen:
-                continue
-            seen.add(text)
-            texts[split].append(text)
-            room[split] -= len(text)
+        pieces = [piece for piece in cut(document.text) if piece not in seen]
+        for piece in _spread(pieces, REQUESTS_PER_DOCUMENT[split]):
+            if room[split] > 0:
+                seen.add(piece)
+                texts[split].append(piece)
+                room[split] -= len(piece)
         if max(room.values()) <= 0:
             break
     return texts
+
+
+def _spread(pieces: Sequence[str], at_most: int) -> list[str]:
+    """As many pieces from all over the document, in order, each once."""
+    step = max(1.0, len(pieces) / at_most)
+    chosen = (pieces[int(index * step)] for index in range(min(at_most, len(pieces))))
+    return list(dict.fromkeys(chosen))
 
 
 def cut(text: str) -> Iterator[str]:

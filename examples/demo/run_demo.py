@@ -79,10 +79,8 @@ class Demo:
             print(f"{name}.profile is there already")
             return
         self.reuse.forget(f"{name}-profile")
-        output = f"{name}.profile"
-        self.run_command.show(
-            "profile", "specmoe", "profile", "model", "--data", f"text/{split}.jsonl", "-o", output, "--force"
-        )
+        text = ("--data", f"text/{split}.jsonl", "--domain-column", "domain")
+        self.run_command.show("profile", "specmoe", "profile", "model", *text, "-o", f"{name}.profile", "--force")
         self.reuse.remember(f"{name}-profile", digest)
 
     def solve_and_evaluate(self) -> str:

@@ -34,7 +34,7 @@ def steps_of(work: Path) -> list[str]:
 def test_a_second_run_reuses_the_model_and_the_profile(tmp_path: Path) -> None:
     first = steps_of(tmp_path)
     assert len(first) == 2
-    assert first[1] == "specmoe profile model --data text/profile.jsonl -o fit.profile --force"
+    assert first[1] == "specmoe profile model --data text/profile.jsonl --domain-column domain -o fit.profile --force"
     assert steps_of(tmp_path) == []
 
 
