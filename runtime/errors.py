@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from specmoe.errors import SpecmoeError
+from specmoe.runtime.roll_call import silent_processes
 
 
 class ExchangeError(SpecmoeError):
@@ -14,10 +15,10 @@ class ExchangeError(SpecmoeError):
 
 @contextmanager
 def others_answer(process: int, place: str) -> Iterator[None]:
-    """Around a collective of `process`: a failed one is raised as `ExchangeError` that names the `place`."""
+    """Around a collective of `process`: a failed one is raised as `ExchangeError` that names the silent process."""
     try:
         yield
     except RuntimeError as error:
-        raise ExchangeError(
-            f"process {process} lost the others in {place}: one of them ended or hung; its own message says why"
-        ) from error
+        silent = " and ".join(str(number) for number in silent_processes())
+        who = f"process {silent} does not answer any more" if silent else "another process ended or failed"
+        raise ExchangeError(f"process {process} had to stop in {place}: {who}; see its own message") from error

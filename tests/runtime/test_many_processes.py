@@ -61,13 +61,11 @@ def test_every_process_gets_the_logits_and_tokens_of_the_unmodified_model(findin
 
 @pytest.mark.parametrize("run", ["two", "four"])
 def test_prompts_are_served_over_all_processes_and_come_back_in_order_everywhere(findings, run):
-    reports = findings[run]
-    for number in range(len(FAMILIES)):
-        first = reports[0][number]
-        assert all(report[number]["served"] == first["served"] for report in reports.values())
-        assert set(first["served_by"]) == set(reports), "every process had prompts"
-    two, four = findings["two"][0], findings["four"][0]
-    assert [item["served"] for item in two] == [item["served"] for item in four]
+    first, *others = [report[0] for report in findings[run].values()]
+    assert len(first["served"]) == 7
+    assert all(other["served"] == first["served"] for other in others)
+    assert set(first["served_by"]) == set(findings[run]), "every process had prompts"
+    assert findings["two"][0][0]["served"] == findings["four"][0][0]["served"]
 
 
 def test_with_one_rank_per_process_every_remote_copy_is_a_row_on_the_wire(findings):
@@ -120,8 +118,14 @@ REFUSALS = {
     "altered": (4, "experts-rank-00002-of-00004.safetensors was altered since"),
     "plans": (2, "process 1 has plan "),
     "steps": (2, "every process must run the same number of forward passes"),
-    "death": (3, "lost the others in MoE layer 0"),
+    "death": (3, "had to stop in MoE layer 0: process 3 does not answer any more"),
 }
+
+
+def test_a_process_that_hangs_ends_the_others_within_the_timeout_and_is_named(findings):
+    for process in (0, 2, 3):
+        (found,) = findings["hang"][process]
+        assert "process 1 does not answer any more" in found["refused"]
 
 
 @pytest.mark.parametrize(("run", "world_size", "message"), [(r, *v) for r, v in REFUSALS.items()], ids=REFUSALS.keys())
