@@ -34,7 +34,11 @@ class CommandRunner:
         start = time.monotonic()
         try:
             process = subprocess.run(
-                command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE if capture else None, text=True
+                command,
+                cwd=self.folder,
+                env=_environment(),
+                stdout=subprocess.PIPE if capture else None,
+                encoding="utf-8",
             )
         except OSError as error:
             raise DemoError(f"step {step!r}: {command[0]} cannot be started: {error.strerror}") from error
@@ -47,5 +51,5 @@ class CommandRunner:
 def _environment() -> Mapping[str, str]:
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # No repository root on sys.path (its `kernels` would hide another package), and no network: all is made here.
-    fixed = {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **fixed, "PATH": programs}

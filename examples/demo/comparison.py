@@ -36,7 +36,7 @@ class Comparison:
 def compare(model_folder: Path, generated: str, logits_file: Path, max_new_tokens: int) -> Comparison:
     """`generated` is what `specmoe generate --json` printed, `logits_file` what its `--logits` wrote: [prompts, V]."""
     completions: Sequence[Mapping[str, Any]] = json.loads(generated)["completions"]
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     prompts = [tokenizer(item["prompt"], return_tensors="pt") for item in completions]

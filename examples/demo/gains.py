@@ -93,6 +93,7 @@ class Gains:
             f"Output of the compiled model on 4 processes: {verdict}; {output.equal_tokens} of {output.all_tokens} "
             f"tokens equal, largest logit difference {output.largest_difference:.1e} (logits up to "
             f"{output.largest_logit:.1f}).",
+            "Seconds: " + ", ".join(f"{step} {seconds:.0f}" for step, seconds in self.seconds.items()) + ".",
         ]
 
 
