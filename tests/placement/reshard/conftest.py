@@ -141,3 +141,13 @@ def _permutation_plan(
         dispatch_slot=np.broadcast_to(slot_of[:, None, :], (L, ep_size, E)).copy(),
         method="permutation",
     )
+
+
+@pytest.fixture
+def proven(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`proven(model_type, format, layout, what)`: a cell of docs/families.md, which is made of tests that passed."""
+
+    def record(model_type: str, kind: str, layout: str, what: str) -> None:
+        record_property("proven", json.dumps([model_type, kind, layout, what]))
+
+    return record

@@ -214,7 +214,7 @@ def put_back(folder: Path, source: Path, name: str) -> None:
 
 
 def test_a_renumbered_checkpoint_gives_the_same_logits_and_its_router_matters(
-    saved: Saved, tmp_path: Path, permutation_plan: Callable[..., PlacementPlan]
+    saved: Saved, tmp_path: Path, permutation_plan: Callable[..., PlacementPlan], proven: Callable[..., None]
 ) -> None:
     layers = understand(open_checkpoint(saved.folder)).layers
     rows = [shuffled(saved.case.num_groups, seed) for seed in range(len(layers))]
@@ -227,10 +227,14 @@ def test_a_renumbered_checkpoint_gives_the_same_logits_and_its_router_matters(
         control = Path(shutil.copytree(out, tmp_path / "control", dirs_exist_ok=True))
         put_back(control, saved.folder, name)
         assert distance(saved.logits, loaded_logits(control)) > 1e-3, name
+    limit = f", routing limited to {saved.case.num_groups} groups" if saved.case.num_groups > 1 else ""
+    proven(
+        saved.case.model_type, "floating point", "hf", f"same logits, other logits with any router tensor left{limit}"
+    )
 
 
 def test_rank_files_hold_transformers_own_parameters(
-    saved: Saved, tmp_path: Path, random_plan: Callable[..., PlacementPlan]
+    saved: Saved, tmp_path: Path, random_plan: Callable[..., PlacementPlan], proven: Callable[..., None]
 ) -> None:
     layers = tuple(understand(open_checkpoint(saved.folder)).layers)
     plan = random_plan(
@@ -256,6 +260,7 @@ def test_rank_files_hold_transformers_own_parameters(
             experts = plan.physical_to_logical[layers.index(int(end.split(".")[0])), slots]
             assert torch.equal(tensor, by_end[end][torch.from_numpy(experts).long()])
     assert verify_files(tmp_path / "out", saved.folder).passed
+    proven(saved.case.model_type, "floating point", "ranks", "transformers' own parameters, slot by slot")
 
 
 def test_a_permutation_that_tears_groups_would_change_the_output(

@@ -71,7 +71,7 @@ def contents(folder: Path, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_suffix_is_stacked_by_slot_and_none_is_merged(tmp_path, quantized, plan, name) -> None:
+def test_every_suffix_is_stacked_by_slot_and_none_is_merged(tmp_path, quantized, plan, proven, name) -> None:
     source = quantized(name)
     manifest = reshard(source, plan, tmp_path / "out")
     assert manifest.expert_format == "stacked"
@@ -87,10 +87,11 @@ def test_every_suffix_is_stacked_by_slot_and_none_is_merged(tmp_path, quantized,
                 for expert in ROWS[1][4:6]
             )
     assert verify_files(tmp_path / "out", source).passed
+    proven("deepseek_v3", name, "ranks", f"bytes of {', '.join(FORMATS[name])}, slot by slot")
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_suffix_is_renumbered_with_its_expert(tmp_path, quantized, plan, name) -> None:
+def test_every_suffix_is_renumbered_with_its_expert(tmp_path, quantized, plan, proven, name) -> None:
     source = quantized(name)
     reshard(source, plan, tmp_path / "out", layout="hf")
     for new, old in enumerate(ROWS[0]):
@@ -98,6 +99,7 @@ def test_every_suffix_is_renumbered_with_its_expert(tmp_path, quantized, plan, n
             before = contents(source, f"model.layers.1.mlp.experts.{old}.up_proj.{suffix}")
             assert contents(tmp_path / "out", f"model.layers.1.mlp.experts.{new}.up_proj.{suffix}") == before
     assert verify_files(tmp_path / "out", source).passed
+    proven("deepseek_v3", name, "hf", f"bytes of {', '.join(FORMATS[name])}, renumbered")
 
 
 def test_tensors_in_rank_files_are_aligned_to_their_element(tmp_path, quantized, plan) -> None:
@@ -122,7 +124,7 @@ def test_one_swapped_scale_is_found(tmp_path, quantized, plan) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ranks", "hf"])
-def test_mxfp4_blocks_and_scales_follow_their_expert(tmp_path, make_checkpoint, recipes, plan, layout) -> None:
+def test_mxfp4_blocks_and_scales_follow_their_expert(tmp_path, make_checkpoint, recipes, plan, proven, layout) -> None:
     recipe = recipes["gpt_oss"]
     plain = {name: tensor for name, tensor in recipe.tensors.items() if not name.endswith("proj")}
     packed = {
@@ -146,43 +148,4 @@ def test_mxfp4_blocks_and_scales_follow_their_expert(tmp_path, make_checkpoint, 
             assert path.read_bytes()[entry.begin : entry.end] == moved[2] + moved[3]
     assert manifest.expert_format == "stacked"
     assert verify_files(tmp_path / "out", source).passed
-
-
-@pytest.mark.parametrize(
-    ("model_type", "prefix"),
-    [
-        ("kimi_k25", "language_model.model."),
-        ("qwen3_5_moe", "model.language_model."),
-        ("llama4", "language_model.model."),
-    ],
-)
-@pytest.mark.parametrize("layout", ["ranks", "hf"])
-def test_the_language_model_inside_a_multimodal_one(
-    tmp_path, make_checkpoint, recipes, plan, model_type, prefix, layout
-) -> None:
-    recipe = recipes["deepseek_v3"]
-    block, router = ("feed_forward", "router.weight") if model_type == "llama4" else ("mlp", "gate.weight")
-    tensors = {name: tensor for name, tensor in recipe.tensors.items() if "{e}" in name}
-    vision = {
-        "vision_tower.blocks.1.mlp.experts.0.weight": ("F32", (3,)),
-        "vision_tower.layers.1.mlp.fc": ("F32", (2,)),
-    }
-    nested = {
-        "model_type": model_type,
-        "text_config": {"num_hidden_layers": 3, "num_experts_per_tok": 2, "n_group": 1},
-    }
-    source = make_checkpoint(
-        tmp_path / "m",
-        replace(
-            recipe,
-            model_type=model_type,
-            prefix=f"{prefix}layers.{{layer}}.{block}.",
-            tensors={router: ("BF16", (8, 4)), **tensors},
-            config=nested,
-            extra=vision,
-        ),
-    )
-    manifest = reshard(source, plan, tmp_path / "out", layout=layout)
-    assert verify_files(tmp_path / "out", source).passed
-    if layout == "ranks":
-        assert manifest.expert_modules[0] == f"{prefix}layers.1.{block}.experts"
+    proven("gpt_oss", "mxfp4", layout, "bytes of blocks and scales, with router and biases")

@@ -1,0 +1,52 @@
+"""Run the tests that prove families and formats, and write what they proved as docs/families.md.
+
+python tests/placement/reshard/family_table.py
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree import ElementTree
+
+HERE = Path(__file__).parent
+TABLE = HERE.parents[2] / "docs" / "families.md"
+TESTS = ("test_family_logits.py", "test_nested_models.py", "test_quantized.py")
+HEAD = """# What reshard compiles, and what was proven
+
+Made by `python tests/placement/reshard/family_table.py` from the tests that passed: each line is a model type of the
+family table and a format of its weights, each cell what a test showed for that layout. Floating-point models are tiny
+random ones of transformers' own classes, saved with their published names. Quantized checkpoints are moved as bytes,
+with every suffix of an expert, and proven by bytes. Every cell includes `specmoe verify --against` on the output.
+
+| model type | weights | layout hf | layout ranks |
+|---|---|---|---|
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.xml"
+        tests = [str(HERE / name) for name in TESTS]
+        options = ["-q", f"--junitxml={results}", "-o", "junit_family=xunit1"]
+        subprocess.run([sys.executable, "-m", "pytest", *options, *tests], check=True)
+        cells = list(read_cells(results))
+    rows = dict.fromkeys((model_type, kind) for model_type, kind, _, _ in cells)
+    found = {(model_type, kind, layout): what for model_type, kind, layout, what in cells}
+    lines = [
+        f"| {model_type} | {kind} | {found[model_type, kind, 'hf']} | {found[model_type, kind, 'ranks']} |"
+        for model_type, kind in rows
+    ]
+    TABLE.write_text(HEAD + "\n".join(lines) + "\n")
+
+
+def read_cells(results: Path) -> Iterable[list[str]]:
+    for item in ElementTree.parse(results).iter("property"):
+        if item.get("name") == "proven":
+            yield json.loads(item.attrib["value"])
+
+
+if __name__ == "__main__":
+    main()
