@@ -10,6 +10,7 @@ from rich.text import Text
 from specmoe.placement.capacity_outlook import BoundOutlook
 from specmoe.placement.evaluate import Evaluation, PlanResult
 from specmoe.placement.metrics import PlacementMetrics
+from specmoe.placement.step_time import mean_step_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ COLUMNS = (
     Column(heading="balancedness", metric="balancedness", more_is_better=True),
     Column(heading="token\nimbalance", metric="token_imbalance"),
 )
+STEP_COLUMN = Column(heading="modelled\nstep, µs", metric="step_us", write="{:.1f}".format)
 
 
 def evaluation_table(evaluation: Evaluation) -> RenderableType:
@@ -42,6 +44,9 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
     for column in columns:
         table.add_column(column.heading, justify="right", vertical="bottom")
     cells = [_marked([getattr(result.mean, column.metric) for result in results], column) for column in columns]
+    if results[0].step_times:
+        table.add_column(STEP_COLUMN.heading, justify="right", vertical="bottom")
+        cells.append(_marked([mean_step_time(result.step_times).step_us for result in results], STEP_COLUMN))
     for index, result in enumerate(results):
         table.add_row(result.name, *(texts[index] for texts in cells), style="dim" if result.baseline else "")
     return Group(Text(_trace_line(evaluation)), "", table, "", *map(Text, _notes(evaluation)))

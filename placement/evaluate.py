@@ -1,7 +1,7 @@
 """Replay a trace under plans, and under what engines do today, and say what each would have cost."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from specmoe.placement.homes import request_starts
 from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.same_model import refuse_other_model
+from specmoe.placement.step_time import StepModel, StepTime, mean_step_time, step_times
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 PlanSource = PlacementPlan | str | PathLike[str]
@@ -40,7 +41,7 @@ class PlanResult:
     """What the trace costs under one plan: the means over layers, and each layer (its decoder layer in `layer_ids`).
 
     plan is the plan itself; baseline says that it is one of the placements to compare with, not one of the caller's.
-    capacity: what capacity bounds would cost, where that was asked for.
+    capacity: what capacity bounds would cost, step_times: each layer's modelled step, where that was asked for.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PlanResult:
     mean: PlacementMetrics
     layers: tuple[PlacementMetrics, ...]
     capacity: tuple[BoundOutlook, ...] = ()
+    step_times: tuple[StepTime, ...] = ()
 
     @property
     def layer_ids(self) -> list[int]:
@@ -61,6 +63,12 @@ class PlanResult:
         value: dict[str, Any] = {"name": self.name, "mean": self.mean.to_json(), "layers": rows}
         if self.capacity:
             value["capacity"] = [outlook.to_json(self.layer_ids) for outlook in self.capacity]
+        if self.step_times:
+            timed = zip(self.layer_ids, self.step_times, strict=True)
+            value["modelled_step"] = {
+                "mean": mean_step_time(self.step_times).to_json(),
+                "layers": [{"layer_id": layer_id, **step.to_json()} for layer_id, step in timed],
+            }
         return value
 
 
@@ -81,7 +89,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """`{"trace": {…}, "results": [{"name", "mean": {metric: value}, "layers": [{"layer_id", …}, …]}, …]}`.
 
-        A result has "capacity" too, `[{"factor", "level", "overflow", "mean": {…}, "layers": […]}, …]`, if asked for.
+        Where asked for, a result has also "capacity", `[{"factor", "level", "overflow", "mean": {…}, "layers": […]},
+        …]`, and "modelled_step", `{"mean": {…}, "layers": […]}`.
         """
         return {"trace": self.trace.to_json(), "results": [result.to_json() for result in self.results]}
 
@@ -91,6 +100,7 @@ def evaluate(
     profile: RoutingProfile | str | PathLike[str],
     *,
     capacity: Sequence[float] = (),
+    step_model: StepModel | None = None,
     on_result: OnResult | None = None,
 ) -> Evaluation:
     """Replay the sample of `profile` under each plan, and under `linear`, `round_robin` and `eplb`.
@@ -99,8 +109,9 @@ def evaluate(
     or the method of a plan without a path. The baselines have the ranks, nodes and attention of the first plan, no
     tables and static choice; plans of another setting add their own, named after it. `eplb` has as many slots as the
     plan and is fitted to the counts of the very trace that it is judged on: its best case. `capacity`: factors of
-    capacity bounds whose cost to tell, see `placement/capacity.py`; they need gate weights. `on_result` is called with
-    each name when that result is there.
+    capacity bounds whose cost to tell, see `placement/capacity.py`; they need gate weights. `step_model`: what a
+    modelled step time builds on, see `placement/step_time.py`; it needs bandwidths in the plans' topology. `on_result`
+    is called with each name when that result is there.
 
     Raises `MismatchError` for a plan of another model, `ArtifactError` for a file that is not what it should be or a
     profile without a trace, `UsageError` for no plan at all.
@@ -114,24 +125,18 @@ def evaluate(
     candidates += [(name, plan, True) for name, plan in baselines_for([plan for _, plan in named], judged)]
     results = []
     for name, plan, baseline in candidates:
-        results.append(_judge(name, plan, sample, capacity, baseline=baseline))
+        result = _judge(name, plan, sample, baseline=baseline)
+        outlook = capacity_outlook(plan, sample, capacity) if capacity else ()
+        steps = step_times(plan, sample, step_model) if step_model is not None else ()
+        results.append(replace(result, capacity=outlook, step_times=tuple(steps)))
         if on_result is not None:
             on_result(name)
     return Evaluation(trace=_summary(judged, sample), results=tuple(results))
 
 
-def _judge(
-    name: str, plan: PlacementPlan, sample: RoutingSample, capacity: Sequence[float], *, baseline: bool
-) -> PlanResult:
+def _judge(name: str, plan: PlacementPlan, sample: RoutingSample, *, baseline: bool) -> PlanResult:
     layers = measure_plan(plan, sample)
-    return PlanResult(
-        name=name,
-        plan=plan,
-        baseline=baseline,
-        mean=mean_metrics(layers),
-        layers=tuple(layers),
-        capacity=capacity_outlook(plan, sample, capacity) if capacity else (),
-    )
+    return PlanResult(name=name, plan=plan, baseline=baseline, mean=mean_metrics(layers), layers=tuple(layers))
 
 
 def _named_plans(

@@ -14,8 +14,18 @@ from specmoe.errors import UsageError
 @click.option("--profile", "profile", required=True, type=click.Path(path_type=Path), help="The trace to replay.")
 @click.option("--layers", is_flag=True, help="Print a second table, layer by layer.")
 @click.option("--capacity", metavar="FACTORS", help="Also tell what capacity bounds would cost, such as 1.0,1.5,2.0.")
+@click.option("--row-bytes", type=int, help="Bytes of one hidden state: adds a step time modelled on the plan's links.")
+@click.option("--pair-us", type=float, default=0.0, help="Microseconds of one expert for one token, in that time.")
 @click.option("--json", "as_json", is_flag=True, help="Print every metric, per layer and mean, as JSON.")
-def command(plans: tuple[str, ...], profile: Path, layers: bool, capacity: str | None, as_json: bool) -> None:
+def command(
+    plans: tuple[str, ...],
+    profile: Path,
+    layers: bool,
+    capacity: str | None,
+    row_bytes: int | None,
+    pair_us: float,
+    as_json: bool,
+) -> None:
     """Replay the trace in a profile under each PLAN, and under linear, round_robin and eplb.
 
     Judge a plan on text that it was not solved from. `eplb` has the plan's number of slots and is fitted to the very
@@ -25,6 +35,7 @@ def command(plans: tuple[str, ...], profile: Path, layers: bool, capacity: str |
     specmoe evaluate experts.plan --profile heldout.profile
     specmoe evaluate small.plan large.plan --profile heldout.profile --layers
     specmoe evaluate experts.plan --profile heldout.profile --capacity 1.0,1.5,2.0
+    specmoe evaluate experts.plan --profile heldout.profile --row-bytes 8192 --pair-us 0.05
     specmoe evaluate experts.plan --profile heldout.profile --json > metrics.json
     """
     from rich.console import Console
@@ -32,10 +43,12 @@ def command(plans: tuple[str, ...], profile: Path, layers: bool, capacity: str |
 
     from specmoe.cli.evaluation_table import capacity_table, evaluation_table, layer_table
     from specmoe.placement.evaluate import evaluate
+    from specmoe.placement.step_time import StepModel
 
     factors = _parse_factors(capacity)
+    step_model = None if row_bytes is None else StepModel(row_bytes=row_bytes, pair_us=pair_us)
     with tqdm(desc="replaying", unit=" placements", leave=False, disable=not sys.stderr.isatty()) as bar:
-        evaluation = evaluate(plans, profile, capacity=factors, on_result=lambda _: bar.update())
+        evaluation = evaluate(plans, profile, capacity=factors, step_model=step_model, on_result=lambda _: bar.update())
     if as_json:
         click.echo(json.dumps(evaluation.to_json()))
         return

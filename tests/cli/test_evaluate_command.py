@@ -90,6 +90,17 @@ def test_capacity_prints_a_row_per_placement_factor_and_level() -> None:
     assert [row[0] for row in rows[4::4]] == ["linear", "round_robin", "eplb"]
 
 
+def test_row_bytes_adds_a_modelled_step(files: Path) -> None:
+    topology = Topology(ranks_per_node=(2,), intra_node_gb_per_s=1.0)
+    eplb(random_profile(), topology, SolveOptions()).save(files / "links")
+    arguments = ("links", "--profile", "trace", "--row-bytes", "1000", "--pair-us", "0.5")
+    assert "step, µs" in run(*arguments)
+    for result in json.loads(run(*arguments, "--json"))["results"]:
+        step = result["modelled_step"]["mean"]
+        assert step["step_us"] == pytest.approx(2 * step["exchange_us"] + step["compute_us"])
+        assert step["compute_us"] > 0
+
+
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
@@ -100,6 +111,7 @@ def test_capacity_prints_a_row_per_placement_factor_and_level() -> None:
         (["two", "--profile", "counts"], 1, "evaluating a plan needs the routing of single tokens"),
         (["two", "--profile", "trace", "--capacity", "1,x"], 2, "--capacity is '1,x', numbers such as"),
         (["two", "--profile", "trace", "--capacity", "0"], 2, "a capacity factor is 0.0, a positive number"),
+        (["two", "--profile", "trace", "--row-bytes", "9"], 2, "a modelled step time needs intra_node_gb_per_s"),
         (["two"], 2, "Missing option '--profile'"),
         (["--profile", "trace"], 2, "Missing argument 'PLAN...'"),
     ],
@@ -110,6 +122,7 @@ def test_capacity_prints_a_row_per_placement_factor_and_level() -> None:
         "counts alone",
         "no number",
         "zero",
+        "no links",
         "no profile",
         "no plan",
     ],

@@ -15,6 +15,7 @@ from specmoe.placement.evaluate import evaluate
 from specmoe.placement.metrics import METRIC_NAMES, mean_metrics, measure_plan
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.step_time import StepModel
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
@@ -205,3 +206,16 @@ def test_a_capacity_outlook_of_a_trace_without_gate_weights_is_refused() -> None
     profile = random_profile()
     with pytest.raises(ArtifactError, match="a capacity outlook needs gate weights"):
         evaluate(plan_for(profile), profile, capacity=[1.0])
+
+
+def test_a_modelled_step_is_told_for_every_placement_where_asked_for() -> None:
+    profile = random_profile()
+    links = Topology(ranks_per_node=(4,), intra_node_gb_per_s=100.0)
+    plan = eplb(profile, links, SolveOptions())
+    value = json.loads(json.dumps(evaluate(plan, profile, step_model=StepModel(row_bytes=100)).to_json()))
+    for result in value["results"]:
+        layers = result["modelled_step"]["layers"]
+        assert [layer["layer_id"] for layer in layers] == [1, 2, 4]
+        mean = sum(layer["step_us"] for layer in layers) / 3
+        assert result["modelled_step"]["mean"]["step_us"] == pytest.approx(mean)
+    assert "modelled_step" not in evaluate(plan, profile).to_json()["results"][0]
