@@ -55,16 +55,16 @@ def even_limits(
     """int32 [R, E] or [R, R]: `ceil(factor * T_h * K / E)` for each expert, with T_h the tokens at home on h; at level
     "device" `ceil(factor * T_h * K * S / P)` for a rank with S of the P slots.
 
-    home_rank: int32 [T]. Nothing waits for the device. (Capacity-Aware Inference, C = factor * T * K / E, on each source
-    rank; the device's share follows its slots, which need not be equal.)
+    home_rank: int32 [T]. Nothing waits for the device. This is C = factor * T * K / E of Capacity-Aware Inference, on
+    each source rank; a device's share follows its slots, which need not be equal.
     """
     tokens = torch.zeros(tables.ep_size, dtype=torch.int64, device=home_rank.device)
     tokens.scatter_add_(0, home_rank.long(), torch.ones_like(home_rank, dtype=torch.int64))
     if level == "expert":
-        share = torch.ones(tables.num_logical_experts, device=home_rank.device) / tables.num_logical_experts
+        share = torch.ones(tables.num_logical_experts, dtype=torch.float64, device=home_rank.device)
     else:
-        share = tables.slot_offsets.diff() / tables.num_physical_experts
-    exact = factor * top_k * tokens.double()[:, None] * share.double()[None, :]
+        share = tables.slot_offsets.diff().double()
+    exact = factor * top_k * tokens.double()[:, None] * share[None, :] / share.sum()
     # What rounding lifts off a whole number by a hair must not count as the next one.
-    limits = torch.ceil(exact - 1e-6 * exact)
+    limits = torch.ceil(exact - 1e-12 * exact)
     return limits.clamp(max=len(home_rank) * top_k).to(torch.int32)

@@ -96,7 +96,7 @@ def _reroute(
 def _sortable(scores: torch.Tensor) -> torch.Tensor:
     """int64 of the same shape, ordered as the float32 `scores` are; the two zeros are one, NaN is below all."""
     bits = torch.where(scores == 0, 0.0, scores).view(torch.int32).long()
-    return torch.where(scores.isnan(), -(2**31), torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
+    return torch.where(scores.isnan(), 1 - 2**31, torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
 
 
 def _keys(scores: torch.Tensor, priority: torch.Tensor | None) -> torch.Tensor:
