@@ -1,5 +1,7 @@
 """Read arrays from an npz file that nobody vouches for: headers first, no pickle, nothing allocated on trust."""
 
+import io
+import math
 import os
 import zipfile
 import zlib
@@ -42,6 +44,17 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, Arr
         return {name: _array(archive, name + ".npy") for name in headers}
 
 
+def parse_npy(content: bytes) -> Array:
+    """The array in the bytes of an .npy file; raises `ValueError` where they are damaged or hold Python objects."""
+    stream = io.BytesIO(content)
+    shape, dtype = _parse_header(stream)
+    if len(content) - stream.tell() != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"it declares {dtype} {list(shape)}, and holds {len(content) - stream.tell()} bytes")
+    stream.seek(0)
+    array: Array = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
+    return array
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
@@ -56,9 +69,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
     with archive.open(name) as member:
         shape, dtype = _parse_header(member)
-        num_bytes = dtype.itemsize
-        for size in shape:  # Python integers: a huge shape does not overflow
-            num_bytes *= size
+        num_bytes = dtype.itemsize * math.prod(shape)
         stored = archive.getinfo(name).file_size - member.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are not read; plain numbers were expected")
@@ -72,7 +83,7 @@ def _parse_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.gener
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member, max_header_size=MAX_HEADER_BYTES)
     if any(size < 0 for size in shape):
-        raise ValueError(f"{member.name} declares a negative size")
+        raise ValueError(f"the shape {list(shape)} has a negative size")
     return shape, dtype
 
 

@@ -32,6 +32,7 @@ class RoutingTrace:
     request_ids: NDArray[np.int32] | None = None
     domain_ids: NDArray[np.int16] | None = None
     vocab_size: int | None = None
+    model_fingerprint: str | None = None
     source: str = ""
 
     @property
@@ -74,6 +75,7 @@ def profile_of_trace(trace: RoutingTrace, *, sample_tokens: int | None = None, s
         top_k=trace.expert_ids.shape[2],
         num_tokens=trace.num_tokens,
         vocab_size=trace.vocab_size,
+        model_fingerprint=trace.model_fingerprint,
         source=trace.source,
     )
 
