@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from specmoe.errors import CheckpointError
+from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(files: CompiledFiles, workers: Workers, dtype: torch.dtype | None) -> "PreTrainedModel":
+def build_model(
+    files: CompiledFiles, workers: Workers, dtype: torch.dtype | None, capacity: CapacityPolicy | None
+) -> "PreTrainedModel":
     """This process's model, on `workers.device`; expert weights of other processes are never allocated.
 
     Raises `CheckpointError` when the model class is unknown to transformers or a tensor is missing or does not fit.
@@ -30,7 +33,8 @@ def build_model(files: CompiledFiles, workers: Workers, dtype: torch.dtype | Non
     model = model.to(workers.device).requires_grad_(False).eval()
     modules = [model.get_submodule(name) for name in files.manifest.expert_modules]
     hidden_size = model.config.get_text_config().hidden_size
-    runtime = ExpertRuntime(files.plan, workers, modules, hidden_size)
+    blocks = [model.get_submodule(name.rpartition(".")[0]) for name in files.manifest.expert_modules]
+    runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity)
     if isinstance(runtime.homes, TokenHomes) and workers.world_size > 1:
         runtime.shuffle = split_model(model, workers, runtime.homes, files.plan.layer_ids.tolist())
     _attach(model, runtime, modules)

@@ -1,6 +1,6 @@
 """Count what each MoE layer sends, to be held against `evaluate`'s prediction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -13,7 +13,9 @@ class LayerCounts:
     """What this process's tokens did in one MoE layer since the counters were last reset.
 
     remote_copies: (token, rank) pairs with rank != home, each one hidden state out and one back. local_pairs: (token,
-    expert) pairs served on the token's home rank. wire_rows: the remote copies that left this process.
+    expert) pairs served on the token's home rank. wire_rows: the remote copies that left this process. Under a
+    capacity policy, dropped_pairs were not served and rerouted_pairs by another expert than the router's; pairs are
+    all that were served.
     """
 
     layer_id: int
@@ -22,30 +24,40 @@ class LayerCounts:
     local_pairs: int
     remote_copies: int
     wire_rows: int
+    dropped_pairs: int
+    rerouted_pairs: int
 
 
 class Counters:
-    """Running sums on the device, int64 [L, 5]; reading them waits for the device, counting does not."""
+    """Running sums on the device, int64 [L, 7]; reading them waits for the device, counting does not."""
 
     def __init__(self, layer_ids: list[int], own_ranks: range, device: torch.device) -> None:
         self._layer_ids = layer_ids
         self._own_ranks = own_ranks
-        self._sums = torch.zeros((len(layer_ids), 5), dtype=torch.int64, device=device)
+        self._sums = torch.zeros((len(layer_ids), 7), dtype=torch.int64, device=device)
 
-    def add(self, row: int, assignment: Assignment, home_rank: torch.Tensor, tables: RoutingTables) -> None:
-        """Count one forward pass through the plan's row `row`; home_rank: int32 [T]."""
+    def add(
+        self,
+        row: int,
+        assignment: Assignment,
+        home_rank: torch.Tensor,
+        tables: RoutingTables,
+        rerouted: torch.Tensor | None,
+    ) -> None:
+        """Count one forward pass through the plan's row `row`; home_rank: int32 [T]; rerouted: bool [T, K] or None."""
         kept = assignment.pair_slot >= 0
         served_on = tables.rank_of_slot[assignment.pair_slot.clamp(min=0).long()]
         is_local = served_on == home_rank[:, None]
         is_row = assignment.token_rows >= 0
         is_own = (served_on >= self._own_ranks.start) & (served_on < self._own_ranks.stop)
         tokens = self._sums.new_tensor(home_rank.shape[0])
-        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own]
+        changed = torch.zeros_like(kept) if rerouted is None else rerouted
+        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, ~kept, changed]
         self._sums[row] += torch.stack([tokens, *[mask.sum() for mask in counted]])
 
     def read(self) -> list[LayerCounts]:
         """The counts of every MoE layer, in order."""
-        names = ("tokens", "pairs", "local_pairs", "remote_copies", "wire_rows")
+        names = [field.name for field in fields(LayerCounts)][1:]
         return [
             LayerCounts(layer_id=layer_id, **dict(zip(names, sums, strict=True)))
             for layer_id, sums in zip(self._layer_ids, self._sums.tolist(), strict=True)

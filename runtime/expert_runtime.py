@@ -9,9 +9,11 @@ import torch
 from specmoe.errors import UsageError
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.placement.plan import PlacementPlan
+from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.counters import Counters, LayerCounts
 from specmoe.runtime.exchange import Exchange
 from specmoe.runtime.homes import BatchHomes
+from specmoe.runtime.layer_capacity import ForwardPass, LayerCapacity
 from specmoe.runtime.moe_layer import MoeLayer
 from specmoe.runtime.requests import assign_requests
 from specmoe.runtime.shuffle import Shuffle
@@ -29,7 +31,13 @@ class ExpertRuntime:
     """
 
     def __init__(
-        self, plan: PlacementPlan, workers: Workers, experts: Sequence[torch.nn.Module], hidden_size: int
+        self,
+        plan: PlacementPlan,
+        workers: Workers,
+        experts: Sequence[torch.nn.Module],
+        blocks: Sequence[torch.nn.Module],
+        hidden_size: int,
+        capacity: CapacityPolicy | None,
     ) -> None:
         self.plan = plan
         self.workers = workers
@@ -37,11 +45,19 @@ class ExpertRuntime:
         self.homes = BatchHomes(plan, workers) if plan.attention == "dp" else TokenHomes(plan, workers)
         self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, workers.device)
         exchange = Exchange(workers)
+        self.capacity = capacity
+        self._pass = None if capacity is None else ForwardPass(capacity)
         self._layers = [
             MoeLayer(
-                row, RoutingTables.of_layer(plan, row, workers.device), module, exchange, self.homes, self._counters
+                row,
+                RoutingTables.of_layer(plan, row, workers.device),
+                experts[row],
+                exchange,
+                self.homes,
+                self._counters,
+                None if capacity is None or self._pass is None else LayerCapacity(capacity, self._pass, blocks[row]),
             )
-            for row, module in enumerate(experts)
+            for row in range(plan.num_layers)
         ]
         self._dtype = next(experts[0].parameters()).dtype
         # What carries tokens to their homes under tp attention, when there are several processes.
@@ -108,6 +124,8 @@ class ExpertRuntime:
         if batch is None:
             return
         cache = kwargs.get("past_key_values")
+        if self._pass is not None:
+            self._pass.begin(input_ids, batch.shape[1])
         is_start = cache is None or cache.get_seq_length() == 0
         self.homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
 

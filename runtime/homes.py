@@ -50,5 +50,9 @@ class BatchHomes:
             return self._tensor([self._ranks.start]).expand(num_tokens).contiguous()
         return self._of_request.repeat_interleave(num_tokens // num_requests)
 
+    def own_of(self, values: torch.Tensor) -> torch.Tensor:
+        """[T]: the values of this process's tokens, of values given for the batch: all of them."""
+        return values
+
     def _tensor(self, ranks: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(ranks), dtype=torch.int32, device=self._device)

@@ -10,6 +10,7 @@ from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.runtime.counters import Counters
 from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
+from specmoe.runtime.layer_capacity import LayerCapacity
 from specmoe.runtime.slot_product import slot_product
 from specmoe.runtime.token_homes import TokenHomes
 
@@ -29,6 +30,7 @@ class MoeLayer:
         exchange: Exchange,
         homes: BatchHomes | TokenHomes,
         counters: Counters,
+        capacity: LayerCapacity | None,
     ) -> None:
         self.row = row
         self._tables = tables
@@ -36,6 +38,7 @@ class MoeLayer:
         self._exchange = exchange
         self.homes = homes
         self._counters = counters
+        self._capacity = capacity
         own = exchange.workers.own_ranks
         offsets = tables.slot_offsets.tolist()
         self._first_slot = offsets[own.start]
@@ -47,8 +50,7 @@ class MoeLayer:
         hidden: floating [T, H]; top_k_index: integer [T, K], logical experts; top_k_weights: floating [T, K].
         """
         home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
-        assignment = assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank, self._tables)
-        self._counters.add(self.row, assignment, home_rank, self._tables)
+        assignment = self._assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank)
         traffic = self._exchange.announce(assignment, self.row, active=True)
         return self._run(hidden.contiguous(), assignment, traffic)
 
@@ -62,6 +64,17 @@ class MoeLayer:
         if traffic.anyone_active:
             self._run(torch.zeros((0, hidden_size), dtype=dtype, device=device), assignment, traffic)
         return traffic.anyone_active
+
+    def _assign(self, index: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor) -> Assignment:
+        rerouted = None
+        if self._capacity is not None and self._capacity.forward_pass.is_bounded:
+            priority = self._capacity.forward_pass.priority
+            own = None if priority is None else self.homes.own_of(priority)
+            assignment, rerouted = self._capacity.assign(index, weights, home_rank, own, self._tables)
+        else:
+            assignment = assign(index, weights, home_rank, self._tables)
+        self._counters.add(self.row, assignment, home_rank, self._tables, rerouted)
+        return assignment
 
     def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic) -> torch.Tensor:
         num_rows = sum(traffic.sent_rows)

@@ -74,6 +74,10 @@ class TokenHomes:
         """int32 [T]: the home ranks of the tokens that this process brings to row `row`."""
         return self.seats(row, num_tokens) if self._slices is None else self._slices.homes
 
+    def own_of(self, values: torch.Tensor) -> torch.Tensor:
+        """[n]: the values of the tokens that this process brings to the layer, of values given for the batch, [T]."""
+        return values if self._slices is None else values[self._slices.own]
+
     def _require_same_batch(self, num_requests: int, is_start: bool) -> None:
         ids = self._token_ids
         content = [0, 0] if ids is None else [len(ids), int((ids * torch.arange(1, len(ids) + 1).to(ids)).sum())]

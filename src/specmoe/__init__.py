@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from specmoe.placement.topology import Topology as Topology
     from specmoe.profiler.profile_model import profile as profile
     from specmoe.profiler.routing_profile import RoutingProfile as RoutingProfile
+    from specmoe.runtime.capacity import CapacityPolicy as CapacityPolicy
     from specmoe.runtime.load import load as load
     from specmoe.runtime.verify import verify as verify
 
 _HOME_OF = {
+    "CapacityPolicy": "specmoe.runtime.capacity",
     "PlacementPlan": "specmoe.placement.plan",
     "RoutingProfile": "specmoe.profiler.routing_profile",
     "Topology": "specmoe.placement.topology",

@@ -251,11 +251,6 @@ def test_a_shared_tensor_that_is_missing_is_refused_and_not_made_up(copied):
         specmoe.load(copied, verify_hashes=False)
 
 
-def test_a_capacity_is_refused_while_it_is_not_supported(compiled_model):
-    with pytest.raises(UsageError, match="capacity"):
-        specmoe.load(compiled_model("olmoe").compiled["static"], capacity=1.5)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_a_gpu_greedy_tokens_are_those_of_the_unmodified_model(compiled_model, family):

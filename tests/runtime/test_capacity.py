@@ -1,0 +1,140 @@
+"""A capacity policy on a loaded model: what it drops and reroutes, and when."""
+
+import pytest
+import torch
+
+import specmoe
+from specmoe.errors import CheckpointError, UsageError
+from specmoe.runtime.capacity import CapacityPolicy
+from specmoe.runtime.router_scores import RouterScores
+
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
+FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+
+
+def some_tokens(*shape):
+    return torch.randint(3, 96, shape, generator=torch.Generator().manual_seed(7))
+
+
+def run(made, policy, tokens, choice="static"):
+    model = specmoe.load(made.compiled[choice], capacity=policy)
+    with torch.no_grad():
+        return model(tokens).logits, model.specmoe.counters()
+
+
+@pytest.mark.parametrize(("family", "overflow"), [*((family, "reroute") for family in FAMILIES), ("olmoe", "drop")])
+def test_an_ample_capacity_changes_nothing_and_a_tight_one_drops_for_every_family(compiled_model, family, overflow):
+    made, tokens = compiled_model(family), some_tokens(2, 12)
+    free, _ = run(made, None, tokens)
+    ample, counted = run(made, CapacityPolicy(8.0, overflow=overflow), tokens)
+    torch.testing.assert_close(ample, free, rtol=1e-6, atol=1e-6)
+    assert {layer.dropped_pairs for layer in counted} == {0}
+    tight, counted = run(made, CapacityPolicy(0.5, overflow=overflow), tokens)
+    assert all(layer.dropped_pairs > 0 for layer in counted)
+    assert not torch.allclose(tight, free)
+    assert tight.isfinite().all()
+
+
+def test_rerouting_serves_more_pairs_than_dropping_and_all_more_at_home(compiled_model):
+    made, tokens = compiled_model("olmoe"), some_tokens(4, 16)
+    _, dropped = run(made, CapacityPolicy(0.75), tokens, "cover")
+    _, rerouted = run(made, CapacityPolicy(0.75, overflow="reroute"), tokens, "cover")
+    # The first layer sees the same tokens in both; later ones do not.
+    assert rerouted[0].rerouted_pairs > 0
+    assert rerouted[0].pairs == dropped[0].pairs + rerouted[0].rerouted_pairs
+    assert rerouted[0].local_pairs >= dropped[0].local_pairs + rerouted[0].rerouted_pairs
+    assert rerouted[0].pairs + rerouted[0].dropped_pairs == 64 * 3
+
+
+def test_a_token_without_experts_keeps_its_residual(compiled_model):
+    made, tokens = compiled_model("olmoe"), some_tokens(1, 8)
+    model = specmoe.load(made.compiled["static"], capacity=CapacityPolicy(0.05, level="device"))
+    outputs = []
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, _args, out: outputs.append(out[0]))
+    with torch.no_grad():
+        model(tokens)
+    assert model.specmoe.counters()[0].pairs < 8
+    assert bool((outputs[0] == 0).all(dim=-1).any())
+
+
+def test_decode_steps_are_free_unless_asked_for(compiled_model):
+    made, tokens = compiled_model("olmoe"), some_tokens(8, 1)
+    _, counted = run(made, CapacityPolicy(0.25), tokens)
+    assert counted[0].dropped_pairs == 0
+    _, counted = run(made, CapacityPolicy(0.25, at_decode=True), tokens)
+    assert counted[0].dropped_pairs > 0
+
+
+@pytest.mark.parametrize("choice", ["static", "tp"])
+def test_tokens_of_high_priority_are_the_last_to_be_dropped(compiled_model, choice):
+    made, tokens = compiled_model("olmoe"), some_tokens(6, 8)
+    policy = CapacityPolicy(0.5, priority=lambda ids: (ids == tokens[2, 3]).float())
+    model = specmoe.load(made.compiled[choice], capacity=policy)
+    outputs = []
+    model.model.layers[0].mlp.experts.register_forward_hook(lambda _module, _args, out: outputs.append(out))
+    plain = specmoe.load(made.compiled[choice])
+    plain.model.layers[0].mlp.experts.register_forward_hook(lambda _module, _args, out: outputs.append(out))
+    with torch.no_grad():
+        model(tokens)
+        plain(tokens)
+    bounded, free = outputs[0], outputs[1]
+    chosen = (tokens == tokens[2, 3]).flatten()
+    assert torch.equal(bounded.view_as(free)[chosen], free[chosen])
+    assert not torch.equal(bounded[~chosen], free[~chosen])
+
+
+def test_first_come_first_served_drops_the_last_tokens(compiled_model):
+    made, tokens = compiled_model("olmoe"), some_tokens(1, 40)
+    outputs = []
+    for policy in (CapacityPolicy(0.5, order="arrival"), None):
+        model = specmoe.load(made.compiled["static"], capacity=policy)
+        model.model.layers[0].mlp.experts.register_forward_hook(lambda _module, _args, out: outputs.append(out))
+        with torch.no_grad():
+            model(tokens)
+    same = (outputs[0] == outputs[1]).all(dim=1)
+    assert same[:5].all()
+    assert not same[-5:].any()
+
+
+MISTAKES = {
+    "no factor": ({"factor": 0}, "factor is 0, a positive number"),
+    "an unknown level": ({"factor": 1.0, "level": "node"}, "'expert' or 'device' was expected"),
+    "an unknown overflow": ({"factor": 1.0, "overflow": "queue"}, "'drop' or 'reroute' was expected"),
+    "an unknown order": ({"factor": 1.0, "order": "random"}, "'score' or 'arrival' was expected"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_policy_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        CapacityPolicy(**arguments)
+
+
+def test_a_plain_number_is_no_policy(compiled_model):
+    with pytest.raises(UsageError, match="a CapacityPolicy or None"):
+        specmoe.load(compiled_model("olmoe").compiled["static"], capacity=1.5)
+
+
+def test_router_scores_are_the_routers_own_weights_where_it_chose(compiled_model):
+    made = compiled_model("deepseek_v3")
+    model = specmoe.load(made.compiled["static"])
+    block = model.model.layers[1].mlp
+    scores = RouterScores(block)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    _, weights, index = block.gate(hidden)
+    everything = scores.of_every_expert(index, weights)
+    assert everything.shape == (5, 8)
+    torch.testing.assert_close(everything.gather(1, index), weights)
+
+
+def test_a_router_of_another_kind_cannot_reroute():
+    block = torch.nn.Module()
+    block.gate = torch.nn.Linear(4, 8, bias=False)
+    scores = RouterScores(block)
+    logits = block.gate(torch.randn(3, 4))
+    weights, index = logits.detach().relu().topk(2)
+    with pytest.raises(CheckpointError, match="neither a softmax nor a sigmoid"):
+        scores.of_every_expert(index, weights + 1)
+    with pytest.raises(CheckpointError, match="no router"):
+        RouterScores(torch.nn.Module())
