@@ -16,16 +16,21 @@ BLOCK_PAIRS = 1024
 @torch.library.custom_op("specmoe::keep_best", mutates_args=())
 def keep_best_op(group: torch.Tensor, key: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As `Steps.keep_best`: kept, demand."""
-    num_groups, num_pairs = len(limits), group.numel()
-    positions, offsets, demand = group_by_slot_op(group, 0, num_groups, 1)
+    num_pairs = group.numel()
+    positions, offsets, demand = group_by_slot_op(group, 0, len(limits), 1)
     # Pairs that take no part all go past the end, where nothing is kept.
     place = torch.where(positions >= 0, positions, num_pairs).flatten().long()
     key_at = key.new_empty(num_pairs + 1).scatter_(0, place, key.flatten())
-    kept_at = group.new_zeros(num_pairs + 1, dtype=torch.int8)
-    if num_groups > 0:
-        with device_of(group):
-            _keep_best[(num_groups,)](key_at, offsets, limits.contiguous(), kept_at, BLOCK=BLOCK_PAIRS)
-    return kept_at[place].view(group.shape) > 0, demand
+    return mark_kept(key_at, offsets, limits.contiguous())[place].view(group.shape) > 0, demand
+
+
+def mark_kept(key_at: torch.Tensor, offsets: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """int8, 1 where a key is kept; group g's keys are `key_at[offsets[g] : offsets[g + 1]]`, int64."""
+    kept_at = torch.zeros_like(key_at, dtype=torch.int8)
+    if len(limits) > 0:
+        with device_of(key_at):
+            _keep_best[(len(limits),)](key_at, offsets, limits, kept_at, BLOCK=BLOCK_PAIRS)
+    return kept_at
 
 
 @keep_best_op.register_fake

@@ -50,6 +50,9 @@ def compile_all(capability: int) -> dict[str, list[str]]:
 
 def call_all() -> None:
     from specmoe.kernels.assign import fused, group_fused
+    from specmoe.kernels.assign.choose_fused import choose_slots_op
+    from specmoe.kernels.capacity.keep_best import mark_kept
+    from specmoe.kernels.capacity.nominate import nominate_op
     from specmoe.kernels.combine.fused import combine_fused
     from specmoe.kernels.dispatch.fused import dispatch_fused, dispatch_scaled_fused
 
@@ -64,8 +67,12 @@ def call_all() -> None:
     for fused.ONE_LAUNCH_PAIRS, choices in ((2048, ["cover"]), (0, ["static", "given"])):
         for choice in choices:
             fused.assign_op(torch.zeros((3, 2), dtype=torch.int64), torch.zeros((3, 2)), *tables, choice)
+    choose_slots_op(integers(3, 2), *tables, "static")
     for group_fused.ONE_LAUNCH_PAIRS, group_fused.PROGRAM_PAIRS in ((2048, 1024), (0, 4)):
         group_fused.group_by_slot_op(integers(5, 2), 0, 8, 8)
+    mark_kept(torch.zeros(9, dtype=torch.int64), integers(5), integers(4))
+    flags = torch.ones((3, 2), dtype=torch.bool)
+    nominate_op(flags, torch.zeros((3, 8)), integers(3, 4), torch.ones((2, 8), dtype=torch.bool), integers(3))
 
 
 if __name__ == "__main__":

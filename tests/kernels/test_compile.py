@@ -10,7 +10,7 @@ import pytest
 
 KERNELS = {
     "_copy_rows", "_combine_rows", "_assign_in_one", "_count", "_number", "_group_in_one", "_count_slots",
-    "_sum_programs", "_place",
+    "_sum_programs", "_place", "_choose", "_keep_best", "_nominate",
 }  # fmt: skip
 
 
