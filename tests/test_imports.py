@@ -17,6 +17,7 @@ ARTIFACTS = {
     "specmoe.placement.plan",
     "specmoe.placement.topology",
     "specmoe.placement.reshard.manifest",
+    "specmoe.placement.reshard.verify_report",
 }
 ENTRY_POINTS = {"specmoe.placement.reshard.verify_files"}
 SOURCES = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py"))]
