@@ -66,10 +66,10 @@ def _summed(path: Path, prefix: str, shape: tuple[int, ...]) -> dict[int, Array]
     files = {int(match[1]): file for file in path.iterdir() if (match := _rank_file(prefix, file))}
     if sorted(files) != list(range(len(files))):
         raise ArtifactError(f"{path} has {prefix} files of ranks {sorted(files)} alone; put those of all ranks there")
-    by_rank = [_read(files[rank]) for rank in range(len(files))]
+    by_file = {files[rank]: _read(files[rank]) for rank in sorted(files)}
     total: dict[int, Array] = {}
-    for file, tensors in zip(files.values(), by_rank, strict=True):
-        if tensors.keys() != by_rank[0].keys():
+    for file, tensors in by_file.items():
+        if tensors.keys() != by_file[files[0]].keys():
             raise ArtifactError(f"{file} has other iterations or layers than the other ranks' files")
         for key, counts in tensors.items():
             match = KEY.fullmatch(key)
