@@ -51,8 +51,6 @@ def train(
             bar.set_postfix(loss=f"{losses[-1]:.2f}", refresh=False)
             bar.update(batch_tokens)
     model.train(False)
-    # The name means nothing to those who load the checkpoint without this file.
-    model.set_experts_implementation("eager")
     return TrainingRecord(
         losses=losses,
         tokens=len(losses) * batch_tokens,

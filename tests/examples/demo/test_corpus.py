@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -82,6 +83,15 @@ def test_requests_are_written_as_one_json_object_a_line(tmp_path: Path) -> None:
     write_requests(tmp_path / "heldout.jsonl", requests)
     lines = (tmp_path / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"text": item.text, "domain": "apples"} for item in requests]
+
+
+def test_a_listing_names_no_address_and_no_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def f(x):\n    return x in {'a', 'b'}\n"
+    monkeypatch.setattr(domains, "_modules", lambda: [("module m.py", source, ast.parse(source))])
+    (document,) = domains.bytecode()
+    assert "RETURN_VALUE" in document.text
+    assert "frozenset" not in document.text
+    assert "0x" not in document.text
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
