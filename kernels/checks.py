@@ -1,5 +1,6 @@
 """Check a kernel's tensor arguments on the host, without waiting for the device."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +26,17 @@ def check_argument(
 
 
 def check_values(name: str, tensor: torch.Tensor, low: int, high: int) -> None:
-    """Raise `UsageError` unless `low <= value < high` everywhere; only on the CPU, where looking costs no wait."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
+    """Raise `UsageError` unless `low <= value < high` everywhere, on the CPU, where looking costs no wait.
+
+    On a GPU the kernels leave out what is out of range; in Python's development mode (`python -X dev`) the device
+    checks too, and fails with `name` without having been waited for.
+    """
+    if tensor.numel() == 0:
+        return
+    if tensor.device.type != "cpu":
+        if sys.flags.dev_mode:
+            message = f"{name} has values outside {low} <= value < {high}"
+            torch._assert_async(((tensor >= low) & (tensor < high)).all(), message)
         return
     smallest, largest = torch.aminmax(tensor)
     if smallest < low or largest >= high:

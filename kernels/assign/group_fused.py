@@ -18,6 +18,8 @@ PROGRAM_PAIRS = 1024
 MAX_PROGRAMS = 1024
 # The programs' counts together, one for each program and slot.
 MAX_COUNTS = 1 << 22
+# So many of them a program sums at once.
+COUNTS_AT_ONCE = 4096
 
 
 def group_by_slot_fused(row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int) -> SlotGroups:
@@ -44,7 +46,12 @@ def group_by_slot_op(
             return outputs
         _count_slots[(programs,)](row_slots, counts, *sizes, **tile)
         _sum_programs[(ceil_div(num_slots, tile["SLOTS"]),)](
-            counts, outputs[2], programs, num_slots, SLOTS=tile["SLOTS"], AT_ONCE=max(4096 // tile["SLOTS"], 1)
+            counts,
+            outputs[2],
+            programs,
+            num_slots,
+            SLOTS=tile["SLOTS"],
+            AT_ONCE=max(COUNTS_AT_ONCE // tile["SLOTS"], 1),
         )
         _place[(programs,)](row_slots, counts, *outputs, *sizes, alignment, **tile)
     return outputs

@@ -22,7 +22,7 @@ def combine_fused(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Te
     with device_of(rows):
         # Without fusion into multiply-adds, which would round once where the reference rounds twice.
         _combine_rows[(num_tokens, ceil_div(width, BLOCK_COLUMNS))](
-            rows, positions, positions if weights is None else weights, out,
+            rows, positions, positions if weights is None else weights, out, rows.shape[0],
             WEIGHTED=weights is not None, CHOICES=num_choices, AT_ONCE=min(CHOICES_AT_ONCE, max(num_choices, 1)),
             WIDTH=width, WIDE=tl.float64 if rows.dtype == torch.float64 else tl.float32, BLOCK=BLOCK_COLUMNS,
             num_warps=NUM_WARPS, enable_fp_fusion=False,
@@ -41,6 +41,7 @@ def _combine_rows(
     positions: tl.tensor,
     weights: tl.tensor,
     out: tl.tensor,
+    num_rows: tl.tensor,
     WEIGHTED: tl.constexpr,
     CHOICES: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -57,8 +58,9 @@ def _combine_rows(
             choice = first + step
             pair = token * CHOICES + choice
             position = tl.load(positions + pair, mask=choice < CHOICES, other=-1).to(tl.int64)
-            term = tl.load(rows + position * WIDTH + column, mask=inside & (position >= 0), other=0.0).to(WIDE)
+            asked = (position >= 0) & (position < num_rows)
+            term = tl.load(rows + position * WIDTH + column, mask=inside & asked, other=0.0).to(WIDE)
             if WEIGHTED:
-                term *= tl.load(weights + pair, mask=position >= 0, other=0.0)
+                term *= tl.load(weights + pair, mask=asked, other=0.0)
             total += term
     tl.store(out + token * WIDTH + column, total.to(out.dtype.element_ty), mask=inside)

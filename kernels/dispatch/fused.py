@@ -63,7 +63,7 @@ def _launch(
     with device_of(rows):
         _copy_rows[(num_tokens, row_blocks + scale_blocks)](
             source, target, source_scales, target_scales, positions,
-            num_choices, CHOICES=power_of_two(num_choices), WORDS=words, SCALE_WORDS=scale_words,
+            num_choices, out.shape[0], CHOICES=power_of_two(num_choices), WORDS=words, SCALE_WORDS=scale_words,
             ROW_BLOCKS=row_blocks, BLOCK=BLOCK_WORDS, num_warps=NUM_WARPS,
         )  # fmt: skip
 
@@ -85,6 +85,7 @@ def _copy_rows(
     target_scales: tl.tensor,
     positions: tl.tensor,
     num_choices: tl.tensor,
+    num_rows: tl.tensor,
     CHOICES: tl.constexpr,
     WORDS: tl.constexpr,
     SCALE_WORDS: tl.constexpr,
@@ -98,10 +99,18 @@ def _copy_rows(
     # A row that goes nowhere is not read: received buffers of fixed size are mostly empty.
     if tl.max(tl.load(places + choice, mask=choice < num_choices, other=-1)) >= 0:
         if block < ROW_BLOCKS:
-            _copy_block(source, target, places, token, block, num_choices, WORDS, BLOCK)
+            _copy_block(source, target, places, token, block, num_choices, num_rows, WORDS, BLOCK)
         else:
             _copy_block(
-                source_scales, target_scales, places, token, block - ROW_BLOCKS, num_choices, SCALE_WORDS, BLOCK
+                source_scales,
+                target_scales,
+                places,
+                token,
+                block - ROW_BLOCKS,
+                num_choices,
+                num_rows,
+                SCALE_WORDS,
+                BLOCK,
             )
 
 
@@ -113,6 +122,7 @@ def _copy_block(
     token: tl.tensor,
     block: tl.tensor,
     num_choices: tl.tensor,
+    num_rows: tl.tensor,
     WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -121,5 +131,5 @@ def _copy_block(
     value = tl.load(source + token * WORDS + column, mask=inside)
     for choice in range(num_choices):
         position = tl.load(places + choice).to(tl.int64)
-        if position >= 0:
+        if (position >= 0) & (position < num_rows):
             tl.store(target + position * WORDS + column, value, mask=inside)

@@ -1,5 +1,8 @@
 """The kernels inside `torch.compile`, and on a GPU inside CUDA graphs, without waiting for the device."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -85,3 +88,19 @@ def test_a_cuda_graph_replays_on_new_values_without_waiting_for_the_device(layer
     weights.add_(1)
     graph.replay()
     torch.testing.assert_close(out, expected_of(hidden, weights))
+
+
+@pytest.mark.gpu
+def test_development_mode_finds_ids_out_of_range_on_the_device():
+    code = "\n".join(
+        [
+            "import torch",
+            "from specmoe.kernels.combine.combine import combine",
+            "positions = torch.tensor([[5]], dtype=torch.int32, device='cuda')",
+            "combine(torch.ones((2, 4), device='cuda'), positions, None)",
+            "torch.cuda.synchronize()",
+        ]
+    )
+    run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "positions has values outside -1 <= value < 2" in run.stderr

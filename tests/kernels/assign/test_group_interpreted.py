@@ -25,8 +25,8 @@ def _row_slots(seed, N, K, first, S, routing):
 @pytest.mark.parametrize("launches", [1, 3])
 def test_groups_are_those_of_the_reference(kernel_device, poisoned, monkeypatch, launches):
     if launches == 3:
-        sizes = [("ONE_LAUNCH_PAIRS", 0), ("PROGRAM_PAIRS", 32), ("TILE_PAIRS", 16), ("TILE_SLOTS", 4)]
-        for name, value in sizes:
+        sizes = {"ONE_LAUNCH_PAIRS": 0, "PROGRAM_PAIRS": 32, "TILE_PAIRS": 16, "TILE_SLOTS": 4, "COUNTS_AT_ONCE": 8}
+        for name, value in sizes.items():
             monkeypatch.setattr(group_fused, name, value)
 
     @settings(max_examples=15, deadline=None)

@@ -59,6 +59,11 @@ def test_what_nobody_asks_for_may_hold_nan(kernel_device):
     assert combine_fused(rows, positions, weights).tolist() == [[2.0], [0.0]]
 
 
+def test_a_row_past_the_end_adds_nothing(kernel_device):
+    positions = torch.tensor([[2**31 - 1, 0]], dtype=torch.int32, device=kernel_device)
+    assert combine_fused(torch.ones((1, 4), device=kernel_device), positions, None).tolist() == [[1.0] * 4]
+
+
 def test_the_operator_tells_shapes_without_running(kernel_device):
     rows = torch.ones((4, 6), dtype=torch.bfloat16, device=kernel_device)
     positions = torch.tensor([[0, 3], [-1, -1]], dtype=torch.int32, device=kernel_device)

@@ -84,6 +84,11 @@ def test_places_that_nothing_names_are_not_written(kernel_device, poisoned):
     assert out.isnan().any(dim=1).tolist() == [True, False, True]
 
 
+def test_a_place_past_the_end_is_left_out(kernel_device):
+    positions = torch.tensor([[2**31 - 1, 0]], dtype=torch.int32, device=kernel_device)
+    assert dispatch_fused(torch.ones((1, 4), device=kernel_device), positions, 1).tolist() == [[1.0] * 4]
+
+
 def test_the_operator_tells_shapes_without_running(kernel_device):
     rows = torch.ones((4, 6), dtype=torch.bfloat16, device=kernel_device)
     positions = torch.tensor([[0], [2], [1], [-1]], dtype=torch.int32, device=kernel_device)
