@@ -134,7 +134,7 @@ def test_what_was_begun_for_something_else_is_not_used(tmp_path, source, plan, o
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, Interrupted())
         with pytest.raises(Interrupted):
-            reshard(source, plan, out, jobs=1)
+            reshard(source, plan, out, layout="hf", jobs=1)
     if change == "source":
         shard = sorted(source.glob("*.safetensors"))[0]
         content = shard.read_bytes()
@@ -143,9 +143,20 @@ def test_what_was_begun_for_something_else_is_not_used(tmp_path, source, plan, o
     if change == "journal":
         (tmp_path / "out.partial" / JOURNAL_FILE).write_bytes(b'{"key": "abc"}\n{"na')
     written = count_writes(monkeypatch)
-    layout = "hf" if change == "layout" else "ranks"
+    layout = "ranks" if change == "layout" else "hf"
     manifest = reshard(source, other_plan if change == "plan" else plan, out, layout=layout, jobs=1)
     assert len(written) == len(manifest.files) - 1
+    assert verify_files(out, source).passed
+
+
+def test_what_was_half_written_does_not_end_up_in_the_output(tmp_path, source, plan, monkeypatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, Interrupted())
+        with pytest.raises(Interrupted):
+            reshard(source, plan, out, jobs=1)
+    (tmp_path / "out.partial" / "plan.safetensors.partial-123").write_bytes(b"half a plan")
+    reshard(source, plan, out)
     assert verify_files(out, source).passed
 
 

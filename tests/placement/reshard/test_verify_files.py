@@ -10,6 +10,7 @@ import pytest
 
 from specmoe.errors import ArtifactError
 from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.reshard import verify_origin
 from specmoe.placement.reshard.compile import reshard
 from specmoe.placement.reshard.manifest import CompiledManifest
 from specmoe.placement.reshard.verify_files import verify_files
@@ -236,6 +237,19 @@ def test_a_tensor_too_many_and_one_too_few(tmp_path, compiled) -> None:
     path.write_bytes(path.read_bytes().replace(b"model.norm.weight", b"model.morn.weight"))
     sign_again(out)
     assert failed(out, tmp_path / "m") == {"other tensors", "completeness"}
+
+
+def test_a_source_tensor_that_nothing_looks_for(tmp_path, compiled, monkeypatch) -> None:
+    out = compiled("ranks")
+    places = verify_origin._places_in_ranks
+    monkeypatch.setattr(
+        verify_origin,
+        "_places_in_ranks",
+        lambda *arguments: (place for place in places(*arguments) if place.name != "model.norm.weight"),
+    )
+    (check,) = [check for check in verify_files(out, tmp_path / "m").checks if not check.passed]
+    assert check.name == "completeness"
+    assert "model.norm.weight of the source is not in the output" in check.problems
 
 
 def test_a_tensor_of_another_shape(tmp_path, compiled) -> None:
