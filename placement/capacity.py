@@ -124,7 +124,7 @@ def bin_room(plan: PlacementPlan, tokens: NDArray[np.int64], factor: float, leve
     K, E = plan.top_k, plan.num_logical_experts
     slots_share = np.diff(plan.slot_offsets) / plan.num_physical_experts
     share: NDArray[np.float64] = np.full(E, 1.0 / E) if level == "expert" else slots_share
-    # Without the small step down, 1.1 * 30 (33.000000000000004) would round up to 34.
+    # Without the small step down, 1.1 * 200 / 4 (55.00000000000001) would round up to 56.
     exact = factor * tokens[:, None] * K * share[None, :]
     room: NDArray[np.int64] = np.ceil(exact * (1 - 4 * np.finfo(np.float64).eps)).astype(np.int64)
     return room

@@ -155,6 +155,12 @@ def test_overflow_is_rerouted_to_the_experts_with_room() -> None:
     assert (loss.lost_pair_rate, loss.rerouted_pair_rate, loss.heaviest_load) == (0, 0.75, 1)
 
 
+def test_a_capacity_that_is_a_whole_number_is_not_rounded_up() -> None:
+    plan, _ = one_rank_case([[0.5]], [[0]])
+    # 1.1 * 200 / 4 is 55, and 55.00000000000001 in floating point.
+    assert capacity.bin_room(plan, np.array([200, 201]), 1.1, "expert")[:, 0].tolist() == [55, 56]
+
+
 def test_an_ample_bound_loses_nothing() -> None:
     plan, sample = random_case(1, 4, "dp", 1, 40)
     for outlook in capacity_outlook(plan, sample, [100.0]):

@@ -27,6 +27,11 @@ def test_a_copy_on_the_same_node_goes_before_all_others() -> None:
     assert [row[0] for row in answer] == [0, 0, 2, 2]
 
 
+def test_a_node_uses_its_own_copy_even_where_the_other_has_less_to_do() -> None:
+    answer = table([0, 1, 2, 0], [0, 1, 2, 3], [0, 0, 0, 1], [4, 1, 1])
+    assert [row[0] for row in answer] == [0, 0, 0, 3]
+
+
 def test_ranks_without_a_copy_are_shared_out_evenly() -> None:
     answer = table([0, 1, 0, 2, 3, 4], [0, 0, 1, 1, 2, 3], [0, 0, 0, 0], [8, 1, 1, 1, 1])
     assert sorted(row[0] for row in answer) == [0, 0, 1, 1]
