@@ -183,9 +183,11 @@ def _check(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 def _print(scenario: Scenario, results: Sequence[dict[str, Any]]) -> None:
     print(f"\n### {scenario.name}\n")
     print(
-        "| Mbit/s | placement | MB on the wire | of it rows | remote copies | first token s | s/token | gain | same |"
+        "| Mbit/s | placement | MB on the wire | of it rows | remote copies | first token s | s/token "
+        "| time on the wire | gain | same output |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 10 + "|")
+    free = {found["placement"]: found["seconds"] for found in results if found["speed"] == FREE}
     for found in results:
         first = next(item for item in results if item["speed"] == found["speed"])
         same = "yes" if found["generated"] == first["generated"] else "NO"
@@ -193,8 +195,13 @@ def _print(scenario: Scenario, results: Sequence[dict[str, Any]]) -> None:
             f"| {found['speed']} | {found['placement']} | {found['wire_bytes'] / 1e6:.2f} "
             f"| {found['row_bytes'] / found['wire_bytes']:.0%} | {found['remote_copies_per_token']:.3f} "
             f"| {found['first_token_seconds']:.2f} | {found['seconds_per_decoded_token']:.3f} "
-            f"| {first['seconds'] / found['seconds']:.2f} | {same} |"
+            f"| {_share(free.get(found['placement']), found['seconds'])} | {first['seconds'] / found['seconds']:.2f} | {same} |"
         )
+
+
+def _share(free_seconds: float | None, seconds: float) -> str:
+    """How much of the time goes to slow links: what is left when they cost nothing, taken away."""
+    return "" if free_seconds is None else f"{max(1 - free_seconds / seconds, 0):.0%}"
 
 
 if __name__ == "__main__":
