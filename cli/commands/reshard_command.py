@@ -1,6 +1,7 @@
 """`specmoe reshard`: compile a checkpoint into the layout that a plan asks for."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.compilation import plan_compilation
 from specmoe.placement.reshard.compile import reshard
 from specmoe.placement.reshard.manifest import CompiledManifest, Layout
+from specmoe.placement.reshard.staging import refuse_output
+from specmoe.profiler.model_folder import model_folder
 
 
 @click.command(name="reshard")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The folder to write; required but for --dry-run."
@@ -35,7 +38,7 @@ from specmoe.placement.reshard.manifest import CompiledManifest, Layout
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    model: Path,
+    model: str,
     plan: Path,
     output: Path | None,
     layout: Layout,
@@ -44,19 +47,20 @@ def command(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Compile the checkpoint folder MODEL by PLAN, moving bytes: no weight is cast, and memory stays small.
+    """Compile the checkpoint MODEL (a folder, or a name on the hub) by PLAN, moving bytes: no weight is cast.
 
     The output appears whole or not at all. A run that was interrupted goes on where it stopped when it is started
     again with the same arguments.
     """
     if dry_run:
-        summary = plan_compilation(model, PlacementPlan.load(plan), layout).summary()
+        summary = plan_compilation(model_folder(model), PlacementPlan.load(plan), layout).summary()
         click.echo(json.dumps(summary) if as_json else _describe_layout(summary))
         return
     if output is None:
         raise UsageError("there is no output; give -o OUT, or --dry-run to see the layout")
+    refuse_output(Path(os.path.realpath(output)), force=force)  # before a model is downloaded
     progress = sys.stderr.isatty()
-    manifest = reshard(model, plan, output, layout=layout, force=force, progress=progress, jobs=jobs)
+    manifest = reshard(model_folder(model), plan, output, layout=layout, force=force, progress=progress, jobs=jobs)
     click.echo(json.dumps(manifest.to_json()) if as_json else _describe_result(output, manifest))
 
 

@@ -18,7 +18,7 @@ _TEMPLATE_FOLDER = "additional_chat_templates"
 
 def find_sidecars(folder: Path) -> list[str]:
     """Relative names of the files to copy, sorted; raises `CheckpointError` for a link that leads out of `folder`."""
-    names = [entry.name for entry in os.scandir(folder) if _is_sidecar(entry.name) and entry.is_file()]
+    names = [entry.name for entry in os.scandir(folder) if _is_sidecar(entry.name) and not entry.is_dir()]
     templates = folder / _TEMPLATE_FOLDER
     if templates.is_dir() and not templates.is_symlink():
         names += [

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -103,3 +104,16 @@ def test_an_input_that_is_not_there_ends_with_1(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_name_on_the_hub_is_downloaded_but_not_for_an_output_that_exists(
+    monkeypatch, capsys, tmp_path, source, plan_file
+) -> None:
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(source))
+    (tmp_path / "there").mkdir()
+    assert run(monkeypatch, "someone/model", plan_file, "-o", tmp_path / "there") == 1
+    assert asked == []
+    assert run(monkeypatch, "someone/model", plan_file, "-o", tmp_path / "out") == 0
+    assert asked == ["someone/model"]
+    assert verify_files(tmp_path / "out", source).passed

@@ -250,3 +250,11 @@ def test_no_configuration_brings_a_traceback(fuzzed, plan, config, nested) -> No
 @pytest.fixture
 def fuzzed(tmp_path, make_checkpoint, recipes) -> Path:
     return make_checkpoint(tmp_path / "m", recipes["deepseek_v3"])
+
+
+def test_a_tokenizer_whose_link_leads_nowhere_is_not_left_out_silently(
+    tmp_path, make_checkpoint, recipes, plan
+) -> None:
+    source = make_checkpoint(tmp_path / "m", recipes["mixtral"])
+    (source / "vocab.json").symlink_to("gone.json")
+    refuse(source, plan, tmp_path / "out", CheckpointError, "vocab.json is not a regular file")
