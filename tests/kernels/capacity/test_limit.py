@@ -142,6 +142,19 @@ def test_equal_scores_are_served_in_order_of_arrival(limit_case):
         assert of_expert == sorted(of_expert, reverse=True)
 
 
+def test_a_pair_that_one_expert_refuses_is_offered_to_the_next(limit_case):
+    case = limit_case(**PLAIN | {"nodes": (1,), "num_experts": 4, "top_k": 1, "num_tokens": 4})
+    case.index.zero_()
+    case.capacity = replace(
+        case.capacity,
+        limits=torch.tensor([[0, 1, 2, 0]], dtype=torch.int32),
+        router_scores=torch.tensor([[0.9, 0.2, 0.1, 0.3]] * 3 + [[0.9, 0.4, 0.1, 0.3]]),
+    )
+    expert_of = expert_of_slot(case.tables)
+    slots = limited(case).pair_slot.flatten().tolist()
+    assert [-1 if slot < 0 else expert_of[slot] for slot in slots] == [2, 2, -1, 1]
+
+
 def test_nan_goes_last(limit_case):
     case = limit_case(**PLAIN | {"overflow": "drop", "nodes": (1,), "num_experts": 4, "top_k": 1, "num_tokens": 3})
     case.index.zero_()
