@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import domains
 from demo.corpus import CHARACTERS_PER_REQUEST, SPLITS, Quotas, build_corpus, cut, split_of, write_requests
 from demo.domains import DOMAINS, Document
 
