@@ -11,7 +11,7 @@ from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.objective import objective_of
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan, ReplicaChoice
-from specmoe.placement.solvers.replicated_layer import LayerChoice
+from specmoe.placement.solvers.finish_layer import LayerChoice
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 

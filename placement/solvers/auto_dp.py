@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.homes import dp_homes
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.affinity import Affinity, AffinityModel, affinity_tensor
@@ -19,21 +20,32 @@ from specmoe.placement.solvers.assemble import assemble
 from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.solvers.auto_tp import vocabulary_size
 from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
-from specmoe.placement.solvers.replicated_layer import anneal, choose_dispatch, copies_by_home, fill_slots, holds_of
+from specmoe.placement.solvers.replicated_layer import (
+    ANNEALING_ROUNDS,
+    anneal_round,
+    copies_by_home,
+    fill_slots,
+    holds_of,
+    settle,
+)
 from specmoe.placement.solvers.request_clusters import clustered_homes, even_homes, request_features
 from specmoe.placement.solvers.requests import Requests
 from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
 Result = TypeVar("Result")
 Places = list[NDArray[np.int32]]
 
-_STARTS = 3
-_ALTERNATIONS = 3
+_STARTS = 2
+_RESTARTS = (4, 2, 2, 2)
+_SERVED_ALTERNATIONS = 3
+_PATIENCE = 40
 _ORDERS = 6
-_REPLICA_ROUNDS = ((2000, 1e-3, 1e-5), (2000, 3e-4, 1e-5))
+_HOME_ROUNDS = 5
 
 
 class DpSearch:
@@ -71,13 +83,18 @@ class DpSearch:
         mean: NDArray[np.float64] = np.sum(total, axis=0) / (len(total) * self.requests.lengths[:, None])
         return mean
 
-    def place(self, share: NDArray[np.float64], places: Places, patience: int) -> Places:
-        """Every layer's placement, improved for homes `share` from `places` on."""
-        return self.each_layer(
-            lambda layer: self.problems[layer].search(
-                self.homes_of_set(layer, share), places[layer], patience=patience, seed=self.options.seed
-            )
-        )
+    def place(self, share: NDArray[np.float64], places: Places | None, restarts: int, seed: int) -> Places:
+        """Every layer's best placement for homes `share`, from `places` on and from `restarts` random ones."""
+
+        def work(layer: int) -> NDArray[np.int32]:
+            problem, homes = self.problems[layer], self.homes_of_set(layer, share)
+            rng = np.random.default_rng((self.options.seed, seed, layer))
+            starts = [] if places is None else [places[layer]]
+            starts += [problem.random_placement(rng) for _ in range(restarts)]
+            found = [problem.search(homes, start, patience=_PATIENCE, seed=seed) for start in starts]
+            return min(found, key=lambda place: problem.priced_cost(place, homes))
+
+        return self.each_layer(work)
 
     def served_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
         """float64 [Q, R]: where new requests like these would start, and the affinity that sends them there."""
@@ -104,8 +121,9 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     places = _best_start(search)
     cost = search.plain_costs(places)
     share, affinity = search.served_homes(cost)
-    for _ in range(2):
-        places = search.place(share, places, 40)
+    for turn in range(_SERVED_ALTERNATIONS):
+        wanted = even_homes(cost, search.requests.lengths)
+        places = search.place(0.5 * share + 0.5 * wanted, places, 0, turn)
         cost = search.plain_costs(places)
         share, affinity = search.served_homes(cost)
     copies = [
@@ -113,50 +131,53 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
         for layer, (problem, place) in enumerate(zip(search.problems, places, strict=True))
     ]
     if int(machine.slots.sum()) > profile.num_logical_experts:
-        for turn in range(len(_REPLICA_ROUNDS)):
-            share, affinity = _anneal_round(search, copies, share, turn)
-    layers = search.each_layer(
-        lambda layer: choose_dispatch(search.problems[layer], copies[layer], search.homes_of_set(layer, share))
-    )
+        _anneal(search, copies, share)
     cost = search.cost_per_token(search.each_layer(lambda layer: copies_by_home(search.problems[layer], copies[layer])))
-    expected = search.expected(search.served_homes(cost)[0], cost)
-    tables = {}
-    if affinity is not None:
-        tables["token_affinity"] = affinity_tensor(affinity, search.requests, vocabulary_size(profile))
+    share, affinity = search.served_homes(cost)
+    expected = search.expected(share, cost)
+    sample, choice = profile.require_sample("solving for request homes"), options.replica_choice or "cover"
+    table = None if affinity is None else affinity_tensor(affinity, search.requests, vocabulary_size(profile))
+    homes = dp_homes(sample.request_ids, sample.token_ids, table, sample.num_tokens, topology.ep_size)
+    layers = search.each_layer(
+        lambda layer: finish_layer(search.problems[layer], copies[layer], homes, choice, options.seed + layer)
+    )
+    tables = {} if table is None else {"token_affinity": table}
     return assemble(profile, topology, options, layers, method="auto", expected=expected, **tables)
 
 
-def _best_start(search: DpSearch) -> list[NDArray[np.int32]]:
+def _best_start(search: DpSearch) -> Places:
     """The placements of the clustering that serves new requests best."""
     sample = search.profile.require_sample("clustering requests")
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
-    found = []
+    found: list[tuple[float, Places]] = []
     for start in range(_STARTS):
         seed = search.options.seed + start
         share = clustered_homes(features, search.requests.lengths, search.machine.ep_size, seed)
-        rng = np.random.default_rng(seed)
-        places = [problem.random_placement(rng) for problem in search.problems]
-        for _ in range(_ALTERNATIONS):
-            places = search.place(share, places, 30)
-            cost = search.plain_costs(places)
+        placed: Places | None = None
+        for turn, restarts in enumerate(_RESTARTS):
+            placed = search.place(share, placed, restarts, seed + turn)
+            cost = search.plain_costs(placed)
             share = even_homes(cost, search.requests.lengths)
-        served, _ = search.served_homes(cost)
-        found.append((search.expected(served, cost), places))
+        assert placed is not None
+        found.append((search.expected(search.served_homes(cost)[0], cost), placed))
         search.options.report("starts", start + 1, _STARTS, min(value for value, _ in found))
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _anneal_round(
-    search: DpSearch, copies: list[Copies], share: NDArray[np.float64], turn: int
-) -> tuple[NDArray[np.float64], Affinity | None]:
-    """Better all layers' copies for homes `share`; the homes of new requests afterwards."""
-    proposals, hot, cold = _REPLICA_ROUNDS[turn]
+def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Better all layers' copies in place, from homes `share` on; the homes of new requests afterwards."""
 
     def work(layer: int) -> NDArray[np.float64]:
-        problem = search.problems[layer]
-        homes = search.homes_of_set(layer, share)
-        seed = search.options.seed + layer + turn
-        anneal(problem, copies[layer], homes, proposals=proposals, hot=hot, cold=cold, seed=seed)
+        problem, homes, seed = search.problems[layer], search.homes_of_set(layer, share), search.options.seed + layer
+        for turn in turns:
+            anneal_round(problem, copies[layer], homes, turn, seed)
+        if turns[-1] == ANNEALING_ROUNDS - 1:
+            ceiling = problem.cap.ceiling
+            settle(problem, copies[layer], homes, seed, ceiling=ceiling, overload_price=OVERLOAD_PRICES[0])
         return copies_by_home(problem, copies[layer])
 
-    return search.served_homes(search.cost_per_token(search.each_layer(work)))
+    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), _HOME_ROUNDS):
+        cost = search.cost_per_token(search.each_layer(work))
+        share = search.served_homes(cost)[0]
+        search.options.report("replicas", int(turns[-1]) + 1, ANNEALING_ROUNDS, search.expected(share, cost))
+    return share

@@ -1,13 +1,15 @@
 """`auto` under `tp`: every layer for itself, side by side in threads."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from specmoe.placement.homes import tp_homes
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import assemble
+from specmoe.placement.solvers.finish_layer import LayerChoice, finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenTable
@@ -24,10 +26,10 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed)
     machine = Machine.of(topology, options, profile.num_logical_experts, cap)
     vocab_size = vocabulary_size(profile)
+    problems = [LayerProblem.of(profile, layer, machine) for layer in range(profile.num_layers)]
 
     def solve_layer(layer: int) -> TpLayer:
-        problem = LayerProblem.of(profile, layer, machine)
-        return solve_tp_layer(problem, rows, vocab_size, starts=_STARTS, seed=options.seed + layer)
+        return solve_tp_layer(problems[layer], rows, vocab_size, starts=_STARTS, seed=options.seed + layer)
 
     solved: list[TpLayer] = []
     expected = 0.0
@@ -36,19 +38,24 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
             solved.append(layer)
             expected = float(np.mean([one.expected for one in solved]))
             options.report("layers", len(solved), profile.num_layers, expected)
-    choices = [layer.choice for layer in solved]
-    tables = _stacked([layer.table for layer in solved if layer.table is not None])
+    table = _stacked([layer.table for layer in solved if layer.table is not None])
+    homes = tp_homes(sample.token_ids, *table, sample.num_tokens, profile.num_layers, topology.ep_size)
+    choice = options.replica_choice or "cover"
+
+    def finish(layer: int) -> LayerChoice:
+        return finish_layer(problems[layer], solved[layer].copies, homes[layer], choice, options.seed + layer)
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        choices = list(pool.map(finish, range(profile.num_layers)))
+    tables = {} if table[0] is None else {"token_to_rank": table[0], "token_confidence": table[1]}
     return assemble(profile, topology, options, choices, method="auto", expected=expected, **tables)
 
 
-def _stacked(tables: list[TokenTable]) -> dict[str, Any]:
-    """The plan's tensors of all layers' tables, none where there are none."""
+def _stacked(tables: list[TokenTable]) -> tuple[NDArray[np.int16] | None, NDArray[np.float16] | None]:
+    """int16 [L, V] and float16 [L, V] of all layers' tables, None where there are none."""
     if not tables:
-        return {}
-    return {
-        "token_to_rank": np.stack([table.rank for table in tables]),
-        "token_confidence": np.stack([table.confidence for table in tables]),
-    }
+        return None, None
+    return np.stack([table.rank for table in tables]), np.stack([table.confidence for table in tables])
 
 
 def vocabulary_size(profile: RoutingProfile) -> int:

@@ -17,7 +17,7 @@ from specmoe.profiler.routing_profile import RoutingProfile
 class Machine:
     """What all layers share. slots: int32 [R]; speed: float64 [R]; node: int32 [R]; link: float64 [R, R], what a copy
     from a home rank (row) to a rank (column) costs, 0 on the diagonal; surcharge: what another node costs beyond that
-    of a rank; max_imbalance: the cap that the search keeps.
+    of a rank; max_imbalance: the cap that the search keeps, allowed_imbalance: the one that the plan must keep.
     """
 
     slots: NDArray[np.int32]
@@ -26,6 +26,7 @@ class Machine:
     link: NDArray[np.float64]
     surcharge: float
     max_imbalance: float
+    allowed_imbalance: float
 
     @classmethod
     def of(cls, topology: Topology, options: SolveOptions, num_logical_experts: int, max_imbalance: float) -> "Machine":
@@ -41,6 +42,7 @@ class Machine:
             link=link,
             surcharge=surcharge,
             max_imbalance=max_imbalance,
+            allowed_imbalance=options.max_imbalance,
         )
 
     @property
@@ -72,6 +74,11 @@ class LayerProblem:
         speed = self.machine.speed
         ceiling = self.machine.max_imbalance * self.load.sum() / speed.sum()
         return LoadCap(load=self.load, speed=speed, ceiling=float(ceiling))
+
+    @property
+    def allowed_ceiling(self) -> float:
+        """Pairs per unit of speed that the plan may put on a rank."""
+        return self.cap.ceiling * self.machine.allowed_imbalance / self.machine.max_imbalance
 
     def random_placement(self, rng: np.random.Generator) -> NDArray[np.int32]:
         """int32 [P]: the rank of every place, each rank as often as it has slots."""
@@ -105,6 +112,12 @@ class LayerProblem:
             if self.cap.is_kept(placed):
                 break
         return placed
+
+    def priced_cost(self, rank_of_place: NDArray[np.int32], homes_of_set: NDArray[np.float64]) -> float:
+        """Copies over all tokens, with the dearest price for what is above the load cap."""
+        filled = np.bincount(rank_of_place, weights=self.load, minlength=self.machine.ep_size) / self.machine.speed
+        over = float(np.maximum(filled - self.cap.ceiling, 0.0).sum())
+        return float((self.copies_by_home(rank_of_place) * homes_of_set).sum()) + OVERLOAD_PRICES[-1] * over
 
     def copies_by_home(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float64]:
         """float64 [S, R]: what a token of each set costs when it starts on each rank, one copy of each expert."""

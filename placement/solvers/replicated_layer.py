@@ -1,29 +1,21 @@
 """One layer with replicas: fill the slots that are left, better the whole, choose the dispatch."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home, serve_items
-from specmoe.placement.solvers.copy_search import anneal_copies, copy_gains
-from specmoe.placement.solvers.dispatch_search import improve_dispatch
+from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
+from specmoe.placement.solvers.copy_gains import copy_gains
+from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.expert_sets import rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 _NEGLIGIBLE_TOKENS = 0.02
-_SPREAD_PRICE = 0.02
-_DISPATCH_PASSES = 6
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerChoice:
-    """A layer's placement. holds: bool [R, E]; dispatch: int16 [R, E] by replica choice, 'static' and 'cover'."""
-
-    holds: NDArray[np.bool_]
-    static_dispatch: NDArray[np.int16]
-    cover_dispatch: NDArray[np.int16]
+# Temperatures are shares of the layer's tokens. Between rounds the homes follow the copies.
+ANNEALING_ROUNDS = 20
+_HOT, _COLD = 1e-2, 3e-5
+_HEAVIEST = 1500
 
 
 def network_of(problem: LayerProblem) -> Network:
@@ -64,48 +56,69 @@ def fill_slots(problem: LayerProblem, holds: NDArray[np.bool_], homes_of_set: ND
     return copies
 
 
-def anneal(
+def anneal_round(
+    problem: LayerProblem, copies: Copies, homes_of_set: NDArray[np.float64], turn: int, seed: int
+) -> None:
+    """Round `turn` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items."""
+    items = heaviest_items(items_of(problem, homes_of_set), _HEAVIEST, problem.num_logical_experts)
+    tokens = float(items.weight.sum())
+    cooling = (_COLD / _HOT) ** (1.0 / ANNEALING_ROUNDS)
+    hot = _HOT * cooling**turn * tokens
+    anneal_copies(
+        items,
+        copies,
+        network_of(problem),
+        problem.cap.ceiling,
+        OVERLOAD_PRICES[0],
+        proposals_per_round(problem),
+        hot,
+        hot * cooling,
+        False,
+        seed * ANNEALING_ROUNDS + turn,
+    )
+
+
+def settle(
     problem: LayerProblem,
     copies: Copies,
     homes_of_set: NDArray[np.float64],
-    *,
-    proposals: int,
-    hot: float,
-    cold: float,
     seed: int,
+    *,
+    ceiling: float,
+    overload_price: float,
 ) -> None:
-    """Better the copies in place; hot, cold: temperatures as a share of the layer's tokens."""
+    """Anneal in place at the coldest temperature, by all items, to the best state; ceiling: pairs per unit of speed."""
     items = items_of(problem, homes_of_set)
-    tokens = float(items.weight.sum())
-    ceiling = problem.cap.ceiling
-    network = network_of(problem)
-    for overload_price in OVERLOAD_PRICES:
-        anneal_copies(items, copies, network, ceiling, overload_price, proposals, hot * tokens, cold * tokens, seed)
-        if rank_loads(items, copies, network, cover=True).max() <= ceiling * (1 + 1e-9):
-            break
+    cold = _COLD * float(items.weight.sum())
+    proposals = proposals_per_round(problem)
+    anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
 
 
-def rank_loads(items: Items, copies: Copies, network: Network, *, cover: bool) -> NDArray[np.float64]:
-    """float64 [R]: the pairs that each rank serves, over its speed."""
-    load = np.zeros(len(network.node))
-    served = np.zeros(items.experts.shape, dtype=np.int16)
-    serve_items(items, cover, copies, network, served, np.zeros(len(items.experts)), load)
-    relative: NDArray[np.float64] = load / network.speed
-    return relative
+def proposals_per_round(problem: LayerProblem) -> int:
+    """Enough for every pair of slots to meet about twice, within limits."""
+    return int(min(max(2 * problem.machine.slots.sum() ** 2, 500), 3000))
+
+
+def heaviest_items(items: Items, limit: int, num_experts: int) -> Items:
+    """About `limit` items that stand for all: the heavy ones, and every n-th of the others with n times its weight."""
+    if len(items.weight) <= limit:
+        return items
+    order = np.argsort(-items.weight, kind="stable")
+    sorted_weight = items.weight[order]
+    rest = np.cumsum(sorted_weight[::-1])[::-1]
+    # The first item lighter than an even share of what is left starts the part that is thinned out.
+    share = rest / np.maximum(limit - np.arange(len(rest)), 1)
+    heavy = int(np.argmax((sorted_weight <= share) | (np.arange(len(rest)) >= limit - 1)))
+    marks = (np.arange(limit - heavy) + 0.5) * share[heavy]
+    light = heavy + np.searchsorted(np.cumsum(sorted_weight[heavy:]), marks)
+    chosen = np.concatenate([order[:heavy], order[np.minimum(light, len(order) - 1)]])
+    weight = np.concatenate([sorted_weight[:heavy], np.full(len(light), share[heavy])])
+    by_home = np.argsort(items.home[chosen], kind="stable")
+    experts = np.ascontiguousarray(items.experts[chosen[by_home]])
+    offsets, rows = rows_by_expert(experts, num_experts)
+    return Items(experts, weight[by_home], items.home[chosen[by_home]], offsets, rows)
 
 
 def copies_by_home(problem: LayerProblem, copies: Copies, *, cover: bool = True) -> NDArray[np.float64]:
     """float64 [S, R]: what a token of each set costs when it starts on each rank."""
     return costs_by_home(problem.sets.sets, cover, copies, network_of(problem))
-
-
-def choose_dispatch(problem: LayerProblem, copies: Copies, homes_of_set: NDArray[np.float64]) -> LayerChoice:
-    """The layer with the best dispatch found for either replica choice."""
-    items, network, ceiling = items_of(problem, homes_of_set), network_of(problem), problem.cap.ceiling
-    holds = copies.holds.astype(np.bool_)
-    best = []
-    for cover in (False, True):
-        state = copies_from(holds)
-        improve_dispatch(items, cover, state, network, ceiling, OVERLOAD_PRICES[1], _SPREAD_PRICE, _DISPATCH_PASSES)
-        best.append(state.dispatch)
-    return LayerChoice(holds=holds, static_dispatch=best[0], cover_dispatch=best[1])

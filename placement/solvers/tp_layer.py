@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from specmoe.placement.solvers.copies import Copies
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.replicated_layer import (
-    LayerChoice,
-    anneal,
-    choose_dispatch,
+    ANNEALING_ROUNDS,
+    anneal_round,
     copies_by_home,
     fill_slots,
     holds_of,
+    settle,
 )
 from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
 
 _TEMPERATURES = (0.03, 0.02, 0.01)
-_REPLICA_ROUNDS = ((2000, 1e-3, 1e-5), (2000, 3e-4, 1e-5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TpLayer:
     """table: None without token ids; expected: copies per token under tables made without the token's own fold."""
 
-    choice: LayerChoice
+    copies: Copies
     table: TokenTable | None
     expected: float
 
@@ -76,17 +76,16 @@ def solve_tp_layer(
     """The best layer found from `starts` random starts; rows is None where the profile has no token ids."""
     place, price, _ = min((_one_start(problem, rows, (seed, start)) for start in range(starts)), key=lambda run: run[2])
     search = _Search(problem, rows, price)
-    copies, homes = _with_replicas(search, place, seed)
-    choice = choose_dispatch(problem, copies, search.homes_of_set(homes))
+    copies = _with_replicas(search, place, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
         expected = float((search.uniform() * cost).sum()) / len(problem.sets.set_of_token)
-        return TpLayer(choice=choice, table=None, expected=expected)
+        return TpLayer(copies=copies, table=None, expected=expected)
     total = sum_by_row(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
     scale = float(problem.machine.link.max()) or 1.0
     table = token_table(rows, total, search.price, scale, vocab_size)
     expected = held_out_cost(rows, cost[problem.sets.set_of_token], total, search.price, scale)
-    return TpLayer(choice=choice, table=table, expected=expected)
+    return TpLayer(copies=copies, table=table, expected=expected)
 
 
 def _one_start(
@@ -103,15 +102,24 @@ def _one_start(
     return place, search.price, search.expected(homes, cost)
 
 
-def _with_replicas(search: _Search, place: NDArray[np.int32], seed: int) -> tuple[Copies, TokenHomes | None]:
+def _with_replicas(search: _Search, place: NDArray[np.int32], seed: int) -> Copies:
     """Fill the free slots and anneal all copies, homes alternating; the placement as it is without free slots."""
     problem = search.problem
     holds = holds_of(problem, place)
     homes = search.seat(problem.copies_by_home(place), _TEMPERATURES[-1])
     copies = fill_slots(problem, holds, search.homes_of_set(homes))
     if int(problem.machine.slots.sum()) == problem.num_logical_experts:
-        return copies, homes
-    for turn, (proposals, hot, cold) in enumerate(_REPLICA_ROUNDS):
+        return copies
+    for turn in range(ANNEALING_ROUNDS):
         homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
-        anneal(problem, copies, search.homes_of_set(homes), proposals=proposals, hot=hot, cold=cold, seed=seed + turn)
-    return copies, search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
+        anneal_round(problem, copies, search.homes_of_set(homes), turn, seed)
+    homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
+    settle(
+        problem,
+        copies,
+        search.homes_of_set(homes),
+        seed,
+        ceiling=problem.cap.ceiling,
+        overload_price=OVERLOAD_PRICES[0],
+    )
+    return copies

@@ -1,0 +1,79 @@
+"""End one layer: with the homes that the plan's tables give the profile, choose the dispatch and keep the load cap."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.plan import ReplicaChoice
+from specmoe.placement.solvers.copies import Copies, Items, Network, copies_from, serve_items
+from specmoe.placement.solvers.dispatch_search import improve_dispatch
+from specmoe.placement.solvers.layer_problem import LayerProblem
+from specmoe.placement.solvers.replicated_layer import items_of, network_of, settle
+from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
+
+# Loads this close above the ceiling are rounding.
+_TOLERANCE = 1e-9
+_SPREAD_PRICE = 0.02
+_DISPATCH_PASSES = 6
+_REPAIRS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChoice:
+    """A layer's placement. holds: bool [R, E]; dispatch: int16 [R, E] for either replica choice."""
+
+    holds: NDArray[np.bool_]
+    static_dispatch: NDArray[np.int16]
+    cover_dispatch: NDArray[np.int16]
+
+
+def finish_layer(
+    problem: LayerProblem, copies: Copies, homes: NDArray[np.int32], choice: ReplicaChoice, seed: int
+) -> LayerChoice:
+    """The layer with the best dispatch found; homes: int32 [T], where the plan seats the sample's tokens.
+
+    Where `choice` puts a rank above the cap that the plan must keep, copies move until it does not, if they can.
+    """
+    sets = problem.sets
+    homes_of_set = np.zeros((len(sets.sets), problem.machine.ep_size))
+    np.add.at(homes_of_set, (sets.set_of_token, homes), 1.0)
+    items, network = items_of(problem, homes_of_set), network_of(problem)
+    has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
+    for repair in range(_REPAIRS if has_replicas else 0):
+        dispatched = _dispatched(problem, copies, items, choice)
+        load = _rank_loads(items, dispatched, network, cover=choice == "cover")
+        if load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
+            break
+        ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
+        settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=OVERLOAD_PRICES[1])
+    return LayerChoice(
+        holds=copies.holds.astype(np.bool_),
+        static_dispatch=_dispatched(problem, copies, items, "static").dispatch,
+        cover_dispatch=_dispatched(problem, copies, items, "cover").dispatch,
+    )
+
+
+def _dispatched(problem: LayerProblem, copies: Copies, items: Items, choice: ReplicaChoice) -> Copies:
+    """The same copies with the dispatch that costs least under the cap, and spreads load among equals."""
+    state = copies_from(copies.holds.astype(np.bool_))
+    improve_dispatch(
+        items,
+        choice == "cover",
+        state,
+        network_of(problem),
+        problem.cap.ceiling,
+        OVERLOAD_PRICES[1],
+        _SPREAD_PRICE,
+        _DISPATCH_PASSES,
+    )
+    return state
+
+
+def _rank_loads(items: Items, copies: Copies, network: Network, *, cover: bool) -> NDArray[np.float64]:
+    """float64 [R]: the pairs that each rank serves, over its speed."""
+    load = np.zeros(len(network.node))
+    served = np.zeros(items.experts.shape, dtype=np.int16)
+    serve_items(items, cover, copies, network, served, np.zeros(len(items.experts)), load)
+    relative: NDArray[np.float64] = load / network.speed
+    return relative
