@@ -25,7 +25,7 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.topology import Topology
 
 NUM_EXPERTS, EP_SIZE, TOP_K = 256, 8, 8
-HIDDEN, INTERMEDIATE, BLOCK = 1024, 256, 128
+HIDDEN, INTERMEDIATE, BLOCK = 2048, 512, 128
 SHARD_BYTES = 2**30
 
 
