@@ -34,6 +34,14 @@ class Piece:
     messages: tuple[Message, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorpusSize:
+    """How long a corpus is, and whether some document is a chat, which needs the model's template."""
+
+    num_characters: int
+    has_messages: bool
+
+
 class Corpus:
     """Text files in order; read anew, and in bounded memory, by every `pieces()`."""
 
@@ -52,19 +60,18 @@ class Corpus:
         """The files' names, for people."""
         return ", ".join(file.name for file in self._files[:3]) + (", ..." if len(self._files) > 3 else "")
 
-    def check(self) -> int:
-        """Read everything once, so that no bad line stops a long run; the number of characters.
+    def check(self) -> CorpusSize:
+        """Read everything once, so that no bad line stops a long run.
 
         Raises `ArtifactError` for text that is not UTF-8, a line that is not such a JSON object, or an empty corpus.
         """
-        num_characters = sum(len(piece.text) for piece in self.pieces())
+        num_characters, has_messages = 0, False
+        for piece in self.pieces():
+            num_characters += len(piece.text)
+            has_messages = has_messages or piece.messages is not None
         if num_characters == 0:
             raise ArtifactError(f"the corpus ({self.names}) is empty; text to profile the model on was expected")
-        return num_characters
-
-    def has_messages(self) -> bool:
-        """Whether some document is a chat, which needs the model's template."""
-        return any(piece.messages is not None for piece in self.pieces())
+        return CorpusSize(num_characters=num_characters, has_messages=has_messages)
 
     def pieces(self) -> Iterator[Piece]:
         """All documents in order, empty ones left out."""

@@ -61,9 +61,9 @@ def profile(
     folder = model_folder(model)
     fingerprint = open_checkpoint(folder).fingerprint
     refuse_unroutable(folder)
-    num_characters = corpus.check()
+    size = corpus.check()
     tokenizer = load_tokenizer(folder)
-    if corpus.has_messages() and not tokenizer.chat_template:
+    if size.has_messages and not tokenizer.chat_template:
         raise UsageError(f"the data has chat messages, and the tokenizer in {folder} has no chat template; give text")
     base = load_base_model(folder, chosen_device, dtype)
     layers = find_routed_layers(base, str(folder), chosen_device)
@@ -75,7 +75,7 @@ def profile(
         sample_tokens=max(sample_tokens, requests.max_length),
         seed=seed,
     )
-    with progress_bar(requests, num_characters, progress) as bar:
+    with progress_bar(requests, size.num_characters, progress) as bar:
         for num_tokens in _run(base, layers, requests, recorder, limits.batch_tokens_for(chosen_device)):
             bar.update(num_tokens)
     return recorder.finish(

@@ -128,6 +128,13 @@ def tiny_model(tmp_path_factory) -> Callable[[str], TinyModel]:
 
 
 @pytest.fixture
+def model_of_many_experts(tmp_path) -> Path:
+    """A tiny Mixtral of 300 experts, whose ids take more than a byte."""
+    arguments = {"intermediate_size": 16, "num_local_experts": 300, "num_experts_per_tok": 2, "num_hidden_layers": 1}
+    return save_model(tmp_path / "many", "MixtralConfig", arguments)
+
+
+@pytest.fixture
 def editable_model(tiny_model, tmp_path) -> Path:
     """A copy of the tiny OLMoE that a test may damage."""
     return Path(shutil.copytree(tiny_model("olmoe").folder, tmp_path / "model"))

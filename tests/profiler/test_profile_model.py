@@ -24,7 +24,13 @@ def routes_by_the_router(folder: Path, sequences: list[list[int]]) -> list[np.nd
     for path, module in model.named_modules():
         if path.endswith(("mlp.gate", "mlp.router")):
             seen[path] = []
-            module.register_forward_hook(lambda _m, _a, output, path=path: seen[path].append(output[2]))
+            block = model.get_submodule(path.rpartition(".")[0])
+
+            def keep(_module: Any, _args: Any, output: Any, path: str = path, block: Any = block) -> None:
+                # Older releases of some families return logits alone, and their block chooses.
+                seen[path].append(output[2] if isinstance(output, tuple) else block.route_tokens_to_experts(output)[0])
+
+            module.register_forward_hook(keep)
     with torch.inference_mode():
         for sequence in sequences:
             model(input_ids=torch.tensor([sequence]), use_cache=False)
@@ -69,6 +75,15 @@ def test_the_profile_is_what_the_models_own_routers_decide(family, tiny_model, j
     assert np.array_equal(profile.transition_counts, np.einsum("tli,tlj->lij", one_hot[:, :-1], one_hot[:, 1:]))
     assert profile.token_counts is not None
     assert profile.token_counts.counts.sum() == profile.expert_counts.sum()
+
+
+def test_more_experts_than_fit_a_byte_keep_their_ids(model_of_many_experts, jsonl, texts) -> None:
+    [indices] = routes_by_the_router(model_of_many_experts, chunks(texts, 64))
+    assert indices.max() > 255
+    sample = specmoe.profile(model_of_many_experts, jsonl).sample
+    assert sample is not None
+    assert sample.expert_ids.dtype == np.uint16
+    assert np.array_equal(np.sort(sample.expert_ids[:, 0]), np.sort(indices))
 
 
 def test_gate_weights_are_the_ones_that_the_experts_get(tiny_model, jsonl) -> None:
