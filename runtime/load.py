@@ -64,6 +64,9 @@ def _load_own_part(
 ) -> "PreTrainedModel":
     files = CompiledFiles.open(out)
     workers = Workers.of_default_group(files.plan.ep_size, default_device() if device is None else torch.device(device))
+    if workers.device.type == "cuda":
+        # Kernels run on the current device, and collectives of objects send from it.
+        torch.cuda.set_device(workers.device)
     rank_files = [files.manifest.rank_file(rank) for rank in workers.own_ranks]
     small_files = [PLAN_FILE, *(name for name in files.manifest.files if name.endswith(".json"))]
     files.check([*small_files, *files.manifest.shared_files, *rank_files], hashes=verify_hashes)
