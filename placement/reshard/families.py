@@ -29,7 +29,8 @@ class Family:
     presence makes a layer a MoE layer. parameters: each parameter of transformers' experts module and the per-expert
     projections `experts.{e}.{projection}.weight` whose rows it concatenates. fused: source tensors [E, …] that
     already hold all experts, and the parameter that each is; suffixes such as "_bias" or "_scales" follow both names.
-    unrouted: prefixes of what every token uses. memory_block: the block's name in transformers' module tree.
+    unrouted: prefixes of what every token uses. memory_block: the block's name in transformers' module tree;
+    memory_prefixes: decoder prefixes that are others there.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family:
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
     unrouted: tuple[str, ...] = _SHARED
+    memory_prefixes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def router_weight(self) -> str:
@@ -149,6 +151,7 @@ FAMILIES = (
         routers={"gate.weight": 0, "gate.e_score_correction_bias": 0},
         parameters={"up_proj": ("up_proj",), "down_proj": ("down_proj",)},
         unrouted=(*_SHARED, "fc1_latent_proj.", "fc2_latent_proj."),
+        memory_prefixes={"backbone.": "model."},
     ),
 )
 

@@ -30,8 +30,10 @@ def lay_out_ranks(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
 
 
 def _expert_module(model: MoeModel, layer: MoeLayer) -> str:
-    decoder_layer = layer.prefix.removesuffix(f"{model.family.block}.")
-    return f"{decoder_layer}{model.family.memory_block}.experts"
+    """The experts module's name in transformers' module tree, as far as the family's row knows it."""
+    family = model.family
+    decoder, number, _ = layer.prefix.partition("layers.")
+    return f"{family.memory_prefixes.get(decoder, decoder)}{number}{layer.layer_id}.{family.memory_block}.experts"
 
 
 def _rank_file(model: MoeModel, plan: PlacementPlan, rank: int, modules: Sequence[str]) -> OutputFile:

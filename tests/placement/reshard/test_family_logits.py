@@ -251,20 +251,20 @@ def test_rank_files_hold_transformers_own_parameters(
     )
     manifest = reshard(saved.folder, plan, tmp_path / "out")
     assert manifest.expert_format == "fused"
-    by_end = {name.partition("layers.")[2]: tensor for name, tensor in saved.state.items()}
-    expected = {end for end in by_end if ".experts." in end and int(end.split(".")[0]) in layers}
+    expected = {name for name in saved.state if ".experts." in name and layer_of(name) in layers}
     for rank in range(plan.ep_size):
-        held = {
-            name.partition("layers.")[2]: tensor
-            for name, tensor in load_file(tmp_path / "out" / manifest.rank_file(rank)).items()
-        }
+        held = load_file(tmp_path / "out" / manifest.rank_file(rank))
         assert set(held) == expected
         slots = slice(*plan.slot_offsets[rank : rank + 2])
-        for end, tensor in held.items():
-            experts = plan.physical_to_logical[layers.index(int(end.split(".")[0])), slots]
-            assert torch.equal(tensor, by_end[end][torch.from_numpy(experts).long()])
+        for name, tensor in held.items():
+            experts = plan.physical_to_logical[layers.index(layer_of(name)), slots]
+            assert torch.equal(tensor, saved.state[name][torch.from_numpy(experts).long()])
     assert verify_files(tmp_path / "out", saved.folder).passed
     proven(saved.case.model_type, "floating point", "ranks", "transformers' own parameters, slot by slot")
+
+
+def layer_of(name: str) -> int:
+    return int(name.partition("layers.")[2].split(".")[0])
 
 
 def test_a_permutation_that_tears_groups_would_change_the_output(
