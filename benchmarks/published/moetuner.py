@@ -17,22 +17,21 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
-SECONDS_PER_LAYER = 0.5
+WORK_PER_LAYER = 0.25
 
 
 def moetuner(profile: RoutingProfile, topology: Topology, options: SolveOptions) -> PlacementPlan:
-    """Both programmes; the first within half a second a layer, or its share of the time limit."""
-    seconds = SECONDS_PER_LAYER if options.time_limit is None else options.time_limit / profile.num_layers
+    """Both programmes; the first ends after a fixed amount of work a layer, whatever else the machine does."""
     sizes = group_sizes(profile, topology)
-    layers = [even_groups(counts, sizes, seconds, options.seed) for counts in profile.expert_counts]
+    layers = [even_groups(counts, sizes, WORK_PER_LAYER, options.seed) for counts in profile.expert_counts]
     moves = transitions(profile)
     for layer, pair in enumerate(moves):
         layers[layer + 1] = best_ranks(pair, layers[layer], layers[layer + 1], len(sizes))[layers[layer + 1]]
     return plan_of_groups(profile, topology, options, "moetuner", np.stack(layers))
 
 
-def even_groups(counts: NDArray[np.int64], sizes: list[int], seconds: float, seed: int) -> NDArray[np.int64]:
-    """int64 [E]: groups of these sizes with the least sum of |load - mean|, or the best found in `seconds`."""
+def even_groups(counts: NDArray[np.int64], sizes: list[int], work: float, seed: int) -> NDArray[np.int64]:
+    """int64 [E]: groups of these sizes with the least sum of |load - mean|, or the best found in so much `work`."""
     model, R, total = cp_model.CpModel(), len(sizes), int(counts.sum())
     placed = [[model.new_bool_var("") for _ in sizes] for _ in counts]
     for row in placed:
@@ -47,7 +46,7 @@ def even_groups(counts: NDArray[np.int64], sizes: list[int], seconds: float, see
         deviations.append(deviation)
     model.minimize(sum(deviations))
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.max_deterministic_time = work
     solver.parameters.random_seed = seed
     solver.parameters.num_workers = 1
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
