@@ -62,7 +62,7 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; no output was written", 1)
 
 
 def _fail(message: str, exit_code: int) -> None:

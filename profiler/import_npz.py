@@ -53,6 +53,8 @@ def _check_headers(headers: Mapping[str, ArrayHeader]) -> None:
     if len(headers["expert_ids"].shape) != 3:
         raise ArtifactError(f"expert_ids has shape {list(headers['expert_ids'].shape)}, [T, L, K] was expected")
     sizes = dict(zip("TLK", headers["expert_ids"].shape, strict=True))
+    if 0 in (sizes["L"], sizes["K"]):
+        raise ArtifactError(f"expert_ids has shape {list(sizes.values())}, at least one layer and expert was expected")
     for name, header in headers.items():
         dtypes, letters = _ARRAYS.get(name, ((), ""))
         expected = tuple(sizes[letter] for letter in letters)

@@ -79,7 +79,10 @@ def profile(
         for num_tokens in _run(base, layers, requests, recorder, limits.batch_tokens_for(chosen_device)):
             bar.update(num_tokens)
     return recorder.finish(
-        vocab_size=_vocab_size(base), model_fingerprint=fingerprint, source=f"{folder.name} over {corpus.names}"
+        vocab_size=_vocab_size(base),
+        num_expert_groups=_num_expert_groups(base),
+        model_fingerprint=fingerprint,
+        source=f"{folder.name} over {corpus.names}",
     )
 
 
@@ -98,6 +101,15 @@ def _run(
             run_batch(model, batch)
             record_batch(observer.take(batch.mask.size), batch, recorder, layers.num_logical_experts)
             yield len(batch.token_ids)
+
+
+def _num_expert_groups(model: "PreTrainedModel") -> int:
+    """How many groups of experts the router chooses among first, 1 where the configuration names none."""
+    config = model.config.get_text_config()
+    # DeepSeek-V2 alone looks at the method, and "greedy" passes over the groups.
+    if config.model_type == "deepseek_v2" and getattr(config, "topk_method", None) == "greedy":
+        return 1
+    return int(getattr(config, "n_group", None) or getattr(config, "num_expert_group", None) or 1)
 
 
 def _vocab_size(model: "PreTrainedModel") -> int:

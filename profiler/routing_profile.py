@@ -62,6 +62,8 @@ class RoutingProfile:
     coactivation_counts: int64 [L, E, E], symmetric, its diagonal is `expert_counts`; transition_counts: int64
     [L-1, E, E], entry [l, i, j] counts the tokens that used i in row l and j in row l+1; both None, with `sample` and
     `token_counts`, where the source had counts alone. `vocab_size` is V, or None where token ids are unknown.
+    num_expert_groups: how many groups of consecutive experts the router chooses among first (`n_group` in the model's
+    configuration, 1 where it does not), None where that is unknown.
     """
 
     layer_ids: NDArray[np.int32]
@@ -70,6 +72,7 @@ class RoutingProfile:
     top_k: int
     num_tokens: int
     vocab_size: int | None = None
+    num_expert_groups: int | None = None
     coactivation_counts: NDArray[np.int64] | None = None
     transition_counts: NDArray[np.int64] | None = None
     sample: RoutingSample | None = None
@@ -81,6 +84,11 @@ class RoutingProfile:
         L, E = len(self.layer_ids), self.num_logical_experts
         if not 1 <= self.top_k <= E or L < 1:
             raise ArtifactError(f"a profile of {L} layers, {E} experts and top-{self.top_k} is not possible")
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise ArtifactError(f"vocab_size is {self.vocab_size}, at least 1 was expected")
+        groups = self.num_expert_groups
+        if groups is not None and (groups < 1 or E % groups != 0):
+            raise ArtifactError(f"num_expert_groups is {groups}, a divisor of the {E} experts was expected")
         check_tensor("layer_ids", self.layer_ids, (np.int32,), (L,))
         if np.any(np.diff(self.layer_ids) <= 0):
             raise ArtifactError("tensor layer_ids must increase from row to row")
@@ -150,6 +158,7 @@ class RoutingProfile:
             top_k=entry(description, "top_k", int),
             num_tokens=entry(description, "num_tokens", int),
             vocab_size=optional_entry(description, "vocab_size", int),
+            num_expert_groups=optional_entry(description, "num_expert_groups", int),
             model_fingerprint=optional_entry(description, "model_fingerprint", str),
             source=entry(description, "source", str),
         )
@@ -174,6 +183,7 @@ class RoutingProfile:
             "top_k": self.top_k,
             "num_tokens": self.num_tokens,
             "vocab_size": self.vocab_size,
+            "num_expert_groups": self.num_expert_groups,
             "model_fingerprint": self.model_fingerprint,
             "source": self.source,
         }

@@ -57,7 +57,7 @@ class RoutingRecorder:
                 weight += length
             token += length
 
-    def finish(self, *, vocab_size: int, model_fingerprint: str, source: str) -> RoutingProfile:
+    def finish(self, *, vocab_size: int, num_expert_groups: int, model_fingerprint: str, source: str) -> RoutingProfile:
         """The profile of everything recorded."""
         return RoutingProfile(
             layer_ids=self._layer_ids,
@@ -70,6 +70,7 @@ class RoutingRecorder:
             top_k=self._top_k,
             num_tokens=self._pairs.num_tokens,
             vocab_size=vocab_size,
+            num_expert_groups=num_expert_groups,
             model_fingerprint=model_fingerprint,
             source=source,
         )

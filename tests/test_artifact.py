@@ -1,6 +1,7 @@
 """specmoe's own files: what is written comes back, what is damaged is refused, what fails leaves nothing."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -112,6 +113,30 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_another_process_wrote_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    def overtaken() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"mine")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(OutputError, match="written by another process"):
+        overtaken()
+    assert path.read_bytes() == b"theirs"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+def test_a_dtype_that_no_file_of_ours_has_is_refused(tmp_path: Path, dtype: str) -> None:
+    header = {"t": {"dtype": dtype, "shape": [1], "data_offsets": [0, 2 if dtype == "BF16" else 1]}}
+    text = json.dumps({**header, "__metadata__": {METADATA_KEY: json.dumps(DESCRIPTION)}}).encode()
+    path = tmp_path / "file"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 if dtype == "BF16" else 1))
+    with pytest.raises(ArtifactError, match=r"dtype that no test/1 file has|cannot be read"):
+        read_artifact(path, "test/1")
+
+
 def test_a_missing_folder_or_a_folder_as_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         write_artifact(tmp_path / "no" / "file", {}, DESCRIPTION)
@@ -144,3 +169,6 @@ def test_fields_say_what_was_found_and_expected() -> None:
         check_range("x", np.array([np.nan, 1.0]), 0, 2)
     with pytest.raises(ArtifactError, match="'k' is True, a value of type int was expected"):
         entry({"k": True}, "k", int)
+    assert entry({"k": 1}, "k", float) == 1.0
+    with pytest.raises(ArtifactError, match="'k' is True"):
+        entry({"k": True}, "k", float)

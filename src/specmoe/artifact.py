@@ -41,6 +41,8 @@ def read_artifact(path: Path, expected_format: str) -> tuple[dict[str, Array], D
             return {name: handle.get_tensor(name) for name in handle.keys()}, description  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read as a safetensors file: {error}") from error
+    except (TypeError, AttributeError) as error:  # how the reader says that NumPy lacks a dtype, bfloat16 for one
+        raise ArtifactError(f"{path} holds a tensor of a dtype that no {expected_format} file has: {error}") from error
 
 
 def read_description(path: Path) -> Description:

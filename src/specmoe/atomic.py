@@ -30,12 +30,27 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        if force:
+            os.replace(temporary, path)
+        else:
+            _rename_to_new(temporary, path)
         sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Rename, unless `path` has come into being since it was looked for: a link, unlike a rename, does not replace."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise OutputError(f"{path} was written by another process meanwhile; it is left as it is") from error
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path)
+        return
+    temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -35,6 +35,8 @@ def check_range(name: str, array: Array, low: float, high: float) -> None:
 def entry(description: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
     """The value of `key` in a file's description; raises `ArtifactError` unless it is a `kind`."""
     value = description.get(key)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)  # JSON writers differ on 1 and 1.0
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ArtifactError(f"the description's {key!r} is {value!r}, a value of type {kind.__name__} was expected")
     return value

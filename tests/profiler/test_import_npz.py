@@ -124,6 +124,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a fraction of experts": ({"num_experts": np.float64(8)}, "num_experts is float64"),
     "many numbers of experts": ({"num_experts": np.array([8, 8])}, r"num_experts is int64 \[2\]"),
     "long tokens": ({"token_ids": np.zeros(T, dtype=np.int64)}, "token_ids is int64, int32"),
+    "no layer": ({"expert_ids": np.zeros((T, 0, K), dtype=np.uint8)}, r"shape \[60, 0, 3\], at least one layer"),
     "few tokens": ({"token_ids": np.zeros(T - 1, dtype=np.int32)}, r"token_ids has shape \[59\], \[60\]"),
     "a token outside": ({"vocab_size": np.int64(5)}, "token_ids has values"),
     "layers that fall": ({"layer_ids": np.array([3, 1], dtype=np.int32)}, "layer_ids must increase"),

@@ -95,6 +95,15 @@ def test_gate_weights_are_the_ones_that_the_experts_get(tiny_model, jsonl) -> No
     assert np.all(np.diff(weights, axis=-1) <= 1e-3)
 
 
+@pytest.mark.parametrize(("family", "groups"), [("olmoe", 1), ("deepseek_v3", None)])
+def test_the_routers_expert_groups_are_noted(family, groups, tiny_model, jsonl) -> None:
+    from transformers import AutoConfig
+
+    folder = tiny_model(family).folder
+    expected = groups or AutoConfig.from_pretrained(folder).n_group
+    assert specmoe.profile(folder, jsonl, max_tokens=50).num_expert_groups == expected
+
+
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
 def test_padding_is_never_counted(family, tiny_model, jsonl) -> None:
     folder = tiny_model(family).folder

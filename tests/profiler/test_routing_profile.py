@@ -91,6 +91,8 @@ def test_the_fingerprint_follows_the_content() -> None:
         ({"expert_counts": np.full((L, E), -1)}, "values from -1 to -1"),
         ({"coactivation_counts": np.zeros((L, E, E), dtype=np.int64)}, "diagonal of coactivation_counts"),
         ({"transition_counts": np.zeros((L, E, E), dtype=np.int64)}, "tensor transition_counts has shape"),
+        ({"vocab_size": -5}, "vocab_size is -5, at least 1"),
+        ({"num_expert_groups": 2}, "num_expert_groups is 2, a divisor of the 3 experts"),
         ({"vocab_size": 9}, "sample.token_ids has values from 4 to 9"),
     ],
 )
