@@ -7,12 +7,15 @@ INSTALLED := $(VENV)/installed
 # The repository root must never be on sys.path: its folder `kernels` would shadow the PyPI package of that name.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test check lint format install clean
+.PHONY: help demo publish test check lint format install clean
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 demo: $(INSTALLED)  ## Train a small MoE model, place its experts, compile it, run it on four processes
 	$(BIN)/python examples/demo/run_demo.py --work demo
+
+publish: $(INSTALLED)  ## Record the last demo's result in benchmarks/results and the README
+	$(BIN)/python benchmarks/publish_demo.py --work demo
 
 test: $(INSTALLED)  ## Run all tests (CPU only)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
