@@ -28,7 +28,8 @@ class SolveOptions:
     group_limited: only permutations that keep the router's expert groups; expert_groups: how many equal groups of
     consecutive experts the router has, None where it has none or where that is unknown. best_effort: the best
     reachable plan where the cap cannot be kept, in place of an error. workers: threads that solve layers side by side.
-    on_progress: called now and then, from any of those threads.
+    on_progress: called now and then, from any of those threads. should_stop: asked now and then; once it says yes, the
+    best plan so far is finished and returned.
     """
 
     attention: Attention = "dp"
@@ -42,6 +43,7 @@ class SolveOptions:
     best_effort: bool = False
     workers: int = 2
     on_progress: Callable[[SolveProgress], None] | None = None
+    should_stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
@@ -60,6 +62,11 @@ class SolveOptions:
             raise UsageError(f"expert_groups is {self.expert_groups}, at least 1 was expected")
         if self.workers < 1:
             raise UsageError(f"workers is {self.workers}, at least 1 was expected")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the search should end with what it has."""
+        return self.should_stop is not None and self.should_stop()
 
     def report(self, stage: str, done: int, total: int, objective: float | None = None) -> None:
         """Tell the caller how far the work is, where it wants to know."""

@@ -1,5 +1,6 @@
 """`solve`: from a routing profile and a machine to a placement plan, by a method from a table."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.assemble import measured
 from specmoe.placement.solvers.auto import auto
+from specmoe.placement.solvers.expert_groups import check_groups
 from specmoe.placement.solvers.feasibility import keep_cap
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -44,11 +46,13 @@ def solve(
     expert_groups: int | None = None,
     best_effort: bool = False,
     on_progress: Callable[[SolveProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> PlacementPlan:
     """The placement plan for `profile` on `topology` (an `int` is that many equal ranks on one node).
 
     Fewest remote copies per token, with the heaviest rank's load at most `max_imbalance` times the mean in every layer
-    of the profile. The same inputs and seed give the same plan, unless a time limit ends the search.
+    of the profile. The same inputs and seed give the same plan, unless `time_limit` (seconds) or `should_stop`
+    (asked now and then) ends the search, which then gives the best so far.
     Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
     (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
     """
@@ -61,17 +65,28 @@ def solve(
         time_limit=time_limit,
         replica_choice=replica_choice,
         group_limited=group_limited,
-        expert_groups=expert_groups,
+        expert_groups=expert_groups or profile.num_expert_groups,
         best_effort=best_effort,
         on_progress=on_progress,
+        should_stop=_stopping(time_limit, should_stop),
     )
     if method not in METHODS:
         raise UsageError(f"method is {method!r}, one of {', '.join(METHODS)} was expected")
-    machine.slots_of_rank(profile.num_logical_experts, extra_slots)
+    slots = machine.slots_of_rank(profile.num_logical_experts, extra_slots)
+    if group_limited:
+        check_groups(profile.num_logical_experts, slots, options.expert_groups, method)
     plan = METHODS[method](profile, machine, options)
     if profile.sample is not None and plan.objective is None:
         plan = measured(plan, profile)
     return _noted(plan, options) if method in _WITHOUT_CAP else _noted(keep_cap(plan, profile, options), options)
+
+
+def _stopping(time_limit: float | None, should_stop: Callable[[], bool] | None) -> Callable[[], bool] | None:
+    """Whether the time from now is up, or the caller wants to stop; None where neither can be."""
+    if time_limit is None:
+        return should_stop
+    end = time.monotonic() + time_limit
+    return lambda: time.monotonic() >= end or (should_stop is not None and should_stop())
 
 
 def _noted(plan: PlacementPlan, options: SolveOptions) -> PlacementPlan:

@@ -44,6 +44,7 @@ def command(
     specmoe solve routing.profile -o experts.plan --topology two-nodes.json
     """
     from specmoe.atomic import refuse_existing
+    from specmoe.cli.interrupt import first_interrupt
     from specmoe.cli.solve_report import SolveBar, report_json, report_lines
     from specmoe.placement.solve import solve
     from specmoe.placement.topology import Topology
@@ -55,8 +56,8 @@ def command(
     machine = Topology.load(topology_path) if topology_path is not None else Topology.single_node(ep_size or 0)
     profile = RoutingProfile.load(profile_path)
     begin = time.monotonic()
-    with SolveBar(visible=sys.stderr.isatty()) as bar:
-        plan = solve(profile, machine, on_progress=bar.show, **choices)  # type: ignore[arg-type]
+    with SolveBar(visible=sys.stderr.isatty()) as bar, first_interrupt() as interrupted:
+        plan = solve(profile, machine, on_progress=bar.show, should_stop=interrupted.is_set, **choices)  # type: ignore[arg-type]
     seconds = time.monotonic() - begin
     plan.save(output, force=force)
     if as_json:

@@ -122,6 +122,8 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     cost = search.plain_costs(places)
     share, affinity = search.served_homes(cost)
     for turn in range(_SERVED_ALTERNATIONS):
+        if options.is_over:
+            break
         wanted = even_homes(cost, search.requests.lengths)
         places = search.place(0.5 * share + 0.5 * wanted, places, 0, turn)
         cost = search.plain_costs(places)
@@ -151,10 +153,14 @@ def _best_start(search: DpSearch) -> Places:
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
     found: list[tuple[float, Places]] = []
     for start in range(_STARTS):
+        if found and search.options.is_over:
+            break
         seed = search.options.seed + start
         share = clustered_homes(features, search.requests.lengths, search.machine.ep_size, seed)
         placed: Places | None = None
         for turn, restarts in enumerate(_RESTARTS):
+            if placed is not None and search.options.is_over:
+                break
             placed = search.place(share, placed, restarts, seed + turn)
             cost = search.plain_costs(placed)
             share = even_homes(cost, search.requests.lengths)
@@ -177,6 +183,8 @@ def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) 
         return copies_by_home(problem, copies[layer])
 
     for turns in np.array_split(np.arange(ANNEALING_ROUNDS), _HOME_ROUNDS):
+        if search.options.is_over:
+            break
         cost = search.cost_per_token(search.each_layer(work))
         share = search.served_homes(cost)[0]
         search.options.report("replicas", int(turns[-1]) + 1, ANNEALING_ROUNDS, search.expected(share, cost))

@@ -29,7 +29,7 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     problems = [LayerProblem.of(profile, layer, machine) for layer in range(profile.num_layers)]
 
     def solve_layer(layer: int) -> TpLayer:
-        return solve_tp_layer(problems[layer], rows, vocab_size, starts=_STARTS, seed=options.seed + layer)
+        return solve_tp_layer(problems[layer], rows, vocab_size, options, starts=_STARTS, seed=options.seed + layer)
 
     solved: list[TpLayer] = []
     expected = 0.0

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from specmoe.placement.objective import internode_surcharge
 from specmoe.placement.options import SolveOptions
+from specmoe.placement.solvers.expert_groups import random_by_groups, swap_groups
 from specmoe.placement.solvers.expert_sets import ExpertSets, expert_sets
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap, swap_search
 from specmoe.placement.topology import Topology
@@ -17,7 +18,8 @@ from specmoe.profiler.routing_profile import RoutingProfile
 class Machine:
     """What all layers share. slots: int32 [R]; speed: float64 [R]; node: int32 [R]; link: float64 [R, R], what a copy
     from a home rank (row) to a rank (column) costs, 0 on the diagonal; surcharge: what another node costs beyond that
-    of a rank; max_imbalance: the cap that the search keeps, allowed_imbalance: the one that the plan must keep.
+    of a rank; max_imbalance: the cap that the search keeps, allowed_imbalance: the one that the plan must keep;
+    expert_groups: how many groups of experts must be kept whole, 1 for none.
     """
 
     slots: NDArray[np.int32]
@@ -27,6 +29,7 @@ class Machine:
     surcharge: float
     max_imbalance: float
     allowed_imbalance: float
+    expert_groups: int = 1
 
     @classmethod
     def of(cls, topology: Topology, options: SolveOptions, num_logical_experts: int, max_imbalance: float) -> "Machine":
@@ -43,6 +46,7 @@ class Machine:
             surcharge=surcharge,
             max_imbalance=max_imbalance,
             allowed_imbalance=options.max_imbalance,
+            expert_groups=(options.expert_groups or 1) if options.group_limited else 1,
         )
 
     @property
@@ -82,6 +86,9 @@ class LayerProblem:
 
     def random_placement(self, rng: np.random.Generator) -> NDArray[np.int32]:
         """int32 [P]: the rank of every place, each rank as often as it has slots."""
+        groups = self.machine.expert_groups
+        if groups > 1:
+            return random_by_groups(self.num_logical_experts, self.machine.slots, groups, rng)
         ranks = np.repeat(np.arange(self.machine.ep_size, dtype=np.int32), self.machine.slots)
         return rng.permutation(ranks)
 
@@ -97,6 +104,10 @@ class LayerProblem:
         """int32 [P]: a placement improved by swaps; homes_of_set: float64 [S, R], how many tokens of each set start
         on each rank.
         """
+        groups = self.machine.expert_groups
+        kind = np.arange(len(start), dtype=np.int32) * groups // len(start)
+        if groups >= self.machine.ep_size > 1:
+            start = swap_groups(start, groups, lambda place: self.priced_cost(place, homes_of_set))
         price, placed = homes_of_set @ self.machine.link, start
         for overload_price in OVERLOAD_PRICES:
             placed, _ = swap_search(
@@ -104,6 +115,7 @@ class LayerProblem:
                 price,
                 self.cap,
                 placed,
+                kind=kind.astype(np.int32),
                 overload_price=overload_price,
                 steps=steps,
                 patience=patience,

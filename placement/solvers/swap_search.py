@@ -41,6 +41,7 @@ def swap_search(
     cap: LoadCap,
     rank_of_place: NDArray[np.int32],
     *,
+    kind: NDArray[np.int32],
     overload_price: float,
     steps: int,
     patience: int,
@@ -48,13 +49,26 @@ def swap_search(
 ) -> tuple[NDArray[np.int32], float]:
     """The best placement found, int32 [P], from `rank_of_place` on, and its cost with the price of any overload.
 
-    items: int32 [S, K], expert sets; price: float64 [S, R]. Stops after `steps` swaps, or `patience` swaps without
+    items: int32 [S, K], expert sets; price: float64 [S, R]; kind: int32 [P], only places of one
+    kind are exchanged. Stops after `steps` swaps, or `patience` swaps without
     a better placement (0: at the first optimum).
     """
     offsets, rows = rows_by_expert(items, len(rank_of_place))
     placed = rank_of_place.astype(np.int32)
     cost = _search(
-        items, price, offsets, rows, cap.load, cap.speed, cap.ceiling, overload_price, placed, steps, patience, seed
+        items,
+        price,
+        offsets,
+        rows,
+        cap.load,
+        cap.speed,
+        cap.ceiling,
+        overload_price,
+        kind,
+        placed,
+        steps,
+        patience,
+        seed,
     )
     return placed, cost
 
@@ -104,6 +118,7 @@ def _search(
     speed: NDArray[np.float64],
     ceiling: float,
     overload_price: float,
+    kind: NDArray[np.int32],
     rank_of_place: NDArray[np.int32],
     steps: int,
     patience: int,
@@ -143,7 +158,7 @@ def _search(
             i = rank_of_place[a]
             for b in range(a):
                 j = rank_of_place[b]
-                if i == j or (load[a] == 0.0 and load[b] == 0.0):
+                if i == j or kind[a] != kind[b] or (load[a] == 0.0 and load[b] == 0.0):
                     continue
                 moved = load[b] - load[a]
                 over = max(0.0, filled[i] + moved / speed[i] - ceiling) - max(0.0, filled[i] - ceiling)

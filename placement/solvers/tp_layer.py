@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.copies import Copies
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.replicated_layer import (
@@ -71,12 +72,17 @@ class _Search:
 
 
 def solve_tp_layer(
-    problem: LayerProblem, rows: TokenRows | None, vocab_size: int, *, starts: int, seed: int
+    problem: LayerProblem, rows: TokenRows | None, vocab_size: int, options: SolveOptions, *, starts: int, seed: int
 ) -> TpLayer:
     """The best layer found from `starts` random starts; rows is None where the profile has no token ids."""
-    place, price, _ = min((_one_start(problem, rows, (seed, start)) for start in range(starts)), key=lambda run: run[2])
+    found: list[tuple[NDArray[np.int32], NDArray[np.float64], float]] = []
+    for start in range(starts):
+        if found and options.is_over:
+            break
+        found.append(_one_start(problem, rows, (seed, start)))
+    place, price, _ = min(found, key=lambda run: run[2])
     search = _Search(problem, rows, price)
-    copies = _with_replicas(search, place, seed)
+    copies = _with_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
         expected = float((search.uniform() * cost).sum()) / len(problem.sets.set_of_token)
@@ -102,7 +108,7 @@ def _one_start(
     return place, search.price, search.expected(homes, cost)
 
 
-def _with_replicas(search: _Search, place: NDArray[np.int32], seed: int) -> Copies:
+def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int) -> Copies:
     """Fill the free slots and anneal all copies, homes alternating; the placement as it is without free slots."""
     problem = search.problem
     holds = holds_of(problem, place)
@@ -111,6 +117,8 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], seed: int) -> Copi
     if int(problem.machine.slots.sum()) == problem.num_logical_experts:
         return copies
     for turn in range(ANNEALING_ROUNDS):
+        if options.is_over:
+            break
         homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
         anneal_round(problem, copies, search.homes_of_set(homes), turn, seed)
     homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])

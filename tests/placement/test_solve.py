@@ -154,3 +154,22 @@ def test_solving_imports_neither_torch_nor_transformers():
     code = "import sys; from specmoe.placement.solve import solve; print({'torch', 'transformers'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("ranks", "groups"), [(4, 2), (2, 4), (4, 4)])
+def test_a_group_limited_plan_keeps_groups_and_still_gains(ranks, groups):
+    plan = solve(FIT, ranks, group_limited=True, expert_groups=groups, max_imbalance=1.5)
+    check_plan(plan, FIT, expert_groups=groups).require_legal()
+    assert plan.objective < solve(FIT, ranks, method="linear").objective
+
+
+def test_a_wish_to_stop_gives_a_legal_plan_at_once():
+    asked = []
+    plan = solve(FIT, 4, extra_slots=1, max_imbalance=1.3, should_stop=lambda: asked.append(1) or True)
+    assert asked
+    check_plan(plan, FIT, extra_slots=1).require_legal()
+
+
+def test_a_time_limit_still_gives_a_legal_plan():
+    plan = solve(FIT, 4, attention="tp", extra_slots=1, max_imbalance=1.3, time_limit=0.01)
+    check_plan(plan, FIT, extra_slots=1).require_legal()

@@ -1,0 +1,102 @@
+"""`specmoe solve`: a plan file and a short result, JSON for programs, one sentence for mistakes."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from specmoe.cli.interrupt import first_interrupt
+from specmoe.placement.plan import PlacementPlan
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+
+
+@pytest.fixture
+def profile_path(tmp_path):
+    rng = np.random.default_rng(0)
+    topic = np.repeat(rng.integers(2, size=30), 40)
+    score = rng.gumbel(size=(len(topic), 2, 8)) + 3.0 * (np.arange(8)[None, None] % 2 == topic[:, None, None])
+    expert_ids = np.argsort(-score, axis=2)[:, :, :2].astype(np.uint8)
+    counts = np.stack([np.bincount(expert_ids[:, layer].ravel(), minlength=8) for layer in range(2)])
+    profile = RoutingProfile(
+        layer_ids=np.array([1, 3], dtype=np.int32),
+        expert_counts=counts.astype(np.int64),
+        num_logical_experts=8,
+        top_k=2,
+        num_tokens=len(topic),
+        vocab_size=20,
+        sample=RoutingSample(
+            expert_ids=expert_ids,
+            token_ids=(10 * topic + rng.integers(10, size=len(topic))).astype(np.int32),
+            request_ids=np.repeat(np.arange(30), 40).astype(np.int32),
+        ),
+    )
+    path = tmp_path / "routing.profile"
+    profile.save(path)
+    return path
+
+
+def test_it_writes_a_plan_and_shows_what_was_gained(command_line, profile_path, tmp_path):
+    code, out, _ = command_line(
+        "solve", profile_path, "-o", tmp_path / "a.plan", "--ep-size", 2, "--max-imbalance", 1.2
+    )
+    assert code == 0
+    assert "remote copies per token" in out
+    assert "against linear" in out
+    plan = PlacementPlan.load(tmp_path / "a.plan")
+    assert plan.token_affinity is not None
+    assert plan.layer_ids.tolist() == [1, 3]
+
+
+def test_json_holds_the_result(command_line, profile_path, tmp_path):
+    arguments = ("--ep-size", 2, "--attention", "tp", "--extra-slots", 1, "--max-imbalance", 1.2, "--json")
+    code, out, _ = command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)
+    assert code == 0
+    result = json.loads(out)
+    assert result["objective"] < result["linear_objective"]
+    assert result["plan_digest"] == PlacementPlan.load(tmp_path / "a.plan").digest
+
+
+def test_a_topology_file_replaces_the_number_of_ranks(command_line, profile_path, tmp_path):
+    (tmp_path / "two.json").write_text('{"ranks_per_node": [1, 1], "slots": [5, 4]}', encoding="utf-8")
+    arguments = ("--topology", tmp_path / "two.json", "--max-imbalance", 1.3)
+    assert command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)[0] == 0
+    assert PlacementPlan.load(tmp_path / "a.plan").rank_of_physical.tolist() == [0] * 5 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        ((), 2, "--ep-size or --topology"),
+        (("--ep-size", 0), 2, "ep_size is 0, at least 1 was expected"),
+        (("--ep-size", 9), 2, "ep_size is 9, at most one rank per expert"),
+        (("--ep-size", 2, "--method", "magic"), 2, "method is 'magic'"),
+        (("--ep-size", 2, "--group-limited"), 2, "group_limited needs expert_groups"),
+        (("--ep-size", 2, "--group-limited", "--expert-groups", 3), 2, "8 experts do not divide into 3 groups"),
+        (("--ep-size", 2, "--group-limited", "--expert-groups", 2, "--extra-slots", 1), 2, "2 too many"),
+        (("--ep-size", 8, "--max-imbalance", 1.0), 1, "above the cap of 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_no_plan(command_line, profile_path, tmp_path, arguments, exit_code, message):
+    code, _, err = command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)
+    assert code == exit_code
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "a.plan").exists()
+
+
+def test_an_existing_plan_is_kept_unless_forced(command_line, profile_path, tmp_path):
+    (tmp_path / "a.plan").write_text("precious", encoding="utf-8")
+    code, _, err = command_line("solve", profile_path, "-o", tmp_path / "a.plan", "--ep-size", 2)
+    assert code == 1
+    assert "exists already" in err
+    assert (tmp_path / "a.plan").read_text(encoding="utf-8") == "precious"
+
+
+def test_the_first_interrupt_asks_to_stop_and_the_second_interrupts():
+    with first_interrupt() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
