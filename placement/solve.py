@@ -13,8 +13,10 @@ from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.assemble import measured
 from specmoe.placement.solvers.auto import auto
+from specmoe.placement.solvers.cluster import cluster
 from specmoe.placement.solvers.expert_groups import check_groups
 from specmoe.placement.solvers.feasibility import keep_cap
+from specmoe.placement.solvers.ilp import ilp
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -22,13 +24,15 @@ Method = Callable[[RoutingProfile, Topology, SolveOptions], PlacementPlan]
 
 METHODS: Mapping[str, Method] = {
     "auto": auto,
+    "cluster": cluster,
+    "ilp": ilp,
     "linear": linear,
     "round_robin": round_robin,
     "eplb": eplb,
 }
 
 # These say where experts sit without looking at the load, so a cap says nothing about them.
-_WITHOUT_CAP = frozenset({"linear", "round_robin", "eplb"})
+_WITHOUT_CAP = frozenset({"cluster", "linear", "round_robin", "eplb"})
 
 
 def solve(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specmoe.errors import UsageError
 
-_METHODS = ("auto", "cluster", "linear")
+_METHODS = ("auto", "linear")
 
 
 def check_groups(num_logical_experts: int, slots: NDArray[np.int32], expert_groups: int | None, method: str) -> None:

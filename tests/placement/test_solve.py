@@ -123,8 +123,9 @@ def test_wrong_arguments_are_refused_by_name(arguments, message):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_gives_a_legal_plan(method):
-    plan = solve(FIT, 4, method=method, extra_slots=1, max_imbalance=1.2)
-    check_plan(plan, FIT, extra_slots=1).require_legal()
+    extra_slots = 0 if method == "ilp" else 1
+    plan = solve(FIT, 4, method=method, extra_slots=extra_slots, max_imbalance=1.2)
+    check_plan(plan, FIT, extra_slots=extra_slots).require_legal()
     assert plan.method == method
     assert plan.objective > 0
 
@@ -173,3 +174,14 @@ def test_a_wish_to_stop_gives_a_legal_plan_at_once():
 def test_a_time_limit_still_gives_a_legal_plan():
     plan = solve(FIT, 4, attention="tp", extra_slots=1, max_imbalance=1.3, time_limit=0.01)
     check_plan(plan, FIT, extra_slots=1).require_legal()
+
+
+def test_ilp_proves_that_no_placement_does_better_with_its_homes():
+    plan = solve(FIT, 2, method="ilp", attention="tp", max_imbalance=1.3)
+    assert plan.gap == pytest.approx(0, abs=1e-3)
+    assert plan.objective <= solve(FIT, 2, attention="tp", max_imbalance=1.3).objective + 1e-6
+
+
+def test_ilp_refuses_replicas():
+    with pytest.raises(UsageError, match="one copy of each expert"):
+        solve(FIT, 4, method="ilp", extra_slots=1)

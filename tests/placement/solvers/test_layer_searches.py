@@ -1,0 +1,114 @@
+"""The searches of one layer: exact where it can be counted by hand, legal always, never worse than where they start."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from specmoe.placement.serving import serve
+from specmoe.placement.solvers.copies import Items, Network, copies_from, costs_by_home, serve_set
+from specmoe.placement.solvers.cover_anneal import anneal_copies
+from specmoe.placement.solvers.expert_sets import expert_sets, rows_by_expert
+from specmoe.placement.solvers.home_prices import priced_shares
+from specmoe.placement.solvers.swap_search import LoadCap, swap_search
+from specmoe.placement.solvers.token_rows import TokenRows
+from specmoe.profiler.routing_profile import RoutingSample
+
+
+def random_sets(rng, tokens, experts, top_k):
+    return np.argsort(rng.random((tokens, experts)), axis=1)[:, :top_k].astype(np.uint8)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 3), (300, 12), (5, 1)])
+def test_merged_sets_give_every_token_its_experts_back(experts, top_k):
+    ids = random_sets(np.random.default_rng(0), 50, experts, top_k).astype(np.uint16)
+    ids[25:] = ids[:25, ::-1]
+    merged = expert_sets(ids, experts)
+    assert np.array_equal(merged.sets[merged.set_of_token], np.sort(ids, axis=1))
+    assert len(np.unique(merged.sets, axis=0)) == len(merged.sets)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_swaps_find_the_best_placement_that_enumeration_finds(seed):
+    rng = np.random.default_rng(seed)
+    sets = random_sets(rng, 40, 6, 2).astype(np.int32)
+    price, load = rng.random((40, 2)), rng.integers(5, 9, size=6).astype(float)
+    cap = LoadCap(load=load, speed=np.ones(2), ceiling=1.1 * load.sum() / 2)
+
+    def cost(place):
+        touched = np.zeros((40, 2))
+        touched[np.arange(40)[:, None], np.asarray(place)[sets]] = 1
+        return (touched * price).sum()
+
+    legal = [place for place in itertools.product((0, 1), repeat=6) if sum(place) == 3 and cap.is_kept(np.array(place))]
+    found, reported = swap_search(
+        sets, price, cap, np.array([0, 0, 0, 1, 1, 1], dtype=np.int32),
+        kind=np.zeros(6, dtype=np.int32), overload_price=30.0, steps=100, patience=50, seed=0,
+    )  # fmt: skip
+    assert cap.is_kept(found)
+    assert cost(found) == pytest.approx(min(map(cost, legal)))
+    assert reported == pytest.approx(cost(found))
+
+
+def random_copies(rng, ranks, experts):
+    holds = np.zeros((ranks, experts), dtype=np.bool_)
+    holds[rng.integers(ranks, size=experts), np.arange(experts)] = True
+    return copies_from(holds | (rng.random((ranks, experts)) < 0.2))
+
+
+@pytest.mark.parametrize("cover", [False, True])
+def test_sets_are_served_as_the_contract_says(cover):
+    rng = np.random.default_rng(4)
+    copies, node = random_copies(rng, 5, 12), np.array([0, 0, 1, 1, 1], dtype=np.int32)
+    ids, homes = random_sets(rng, 60, 12, 4), rng.integers(5, size=60).astype(np.int32)
+    expected = serve(ids, homes, copies.dispatch, copies.holds.astype(np.bool_), node, "cover" if cover else "static")
+    served, score = np.zeros(4, dtype=np.int16), np.zeros(5, dtype=np.int64)
+    for experts, home, ranks in zip(ids.astype(np.int32), homes, expected, strict=True):
+        serve_set(experts, home, cover, copies, node, score, served)
+        assert served.tolist() == ranks.tolist()
+
+
+def test_annealing_saves_copies_and_keeps_slots_cap_and_every_expert():
+    rng = np.random.default_rng(5)
+    topic = rng.integers(3, size=300)
+    ids = np.stack([rng.permutation(np.arange(9)[np.arange(9) % 3 == t])[:2] for t in topic]).astype(np.int32)
+    order = np.argsort(topic, kind="stable")
+    offsets, rows = rows_by_expert(ids[order], 9)
+    items = Items(ids[order], np.ones(300), topic[order].astype(np.int32), offsets, rows)
+    network = Network(np.zeros(3, dtype=np.int32), 0.0, np.ones(3))
+    holds = np.zeros((3, 9), dtype=np.bool_)
+    holds[np.arange(9) // 3, np.arange(9)] = True
+    holds[np.arange(3), (np.arange(3) * 3 + 3) % 9] = True
+    copies = copies_from(holds)
+
+    def cost():
+        by_home = costs_by_home(items.experts, True, copies, network)
+        return by_home[np.arange(300), items.home].sum()
+
+    before = cost()
+    anneal_copies(items, copies, network, 1.3 * 200, 3.0, 3000, 5.0, 0.01, True, 0)
+    assert cost() < 0.2 * before
+    assert copies.holds.sum(axis=1).tolist() == [4, 4, 4]
+    assert copies.holds.sum(axis=0).min() == 1
+    assert copies.num_holders.tolist() == copies.holds.sum(axis=0).tolist()
+
+
+def test_priced_homes_are_cheap_and_even():
+    cost = np.array([[0.0, 1.0], [0.0, 0.9], [0.0, 0.2], [0.0, 0.1]])
+    share = priced_shares(cost, np.ones(4), np.array([0.5, 0.5]), np.zeros(2), 0.01, 500)
+    assert share[:, 0].round().tolist() == [1, 1, 0, 0]
+
+
+def test_a_held_out_mean_leaves_the_tokens_own_requests_out():
+    requests = np.repeat(np.arange(16), 2).astype(np.int32)
+    tokens = np.tile([7, 9], 16).astype(np.int32)
+    tokens[1] = 3
+    sample = RoutingSample(expert_ids=np.zeros((32, 1, 1), dtype=np.uint8), token_ids=tokens, request_ids=requests)
+    rows = TokenRows.of(sample, seed=0)
+    assert rows.row_of_token[1] == rows.num_pairs
+    total = np.zeros((rows.num_pairs, 2))
+    total[rows.raw_row_of_token[0]] = 100.0
+    means = rows.held_out_means(total, prior_tokens=1e-9)
+    same_fold, other = rows.raw_row_of_token[0], rows.raw_row_of_token[2::2]
+    assert means[same_fold].max() < 1e-6
+    assert means[[row for row in other if row != same_fold]].min() > 1.0
