@@ -115,7 +115,7 @@ def prove_layer(
     price = np.floor(homes_of_set @ problem.machine.link / _UNIT + 1e-6).astype(np.int64)
     terms = []
     for s, experts in enumerate(problem.sets.sets):
-        for r in np.flatnonzero(price[s]):
+        for r in np.flatnonzero(price[s]).tolist():
             serves = model.new_bool_var("")
             for expert in experts.tolist():
                 model.add_implication(holds[expert][r], serves)

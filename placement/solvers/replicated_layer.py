@@ -95,8 +95,8 @@ def settle(
 
 
 def proposals_per_round(problem: LayerProblem) -> int:
-    """Enough for every pair of slots to meet about twice, within limits."""
-    return int(min(max(2 * problem.machine.slots.sum() ** 2, 500), 3000))
+    """Enough for every pair of slots to meet about once, within limits."""
+    return int(min(max(problem.machine.slots.sum() ** 2, 500), 1500))
 
 
 def heaviest_items(items: Items, limit: int, num_experts: int) -> Items:
