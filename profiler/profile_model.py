@@ -8,12 +8,13 @@ import torch
 
 from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import UsageError
+from specmoe.model_folder import model_folder
+from specmoe.pretrained import load_tokenizer
 from specmoe.profiler.batches import make_batches
 from specmoe.profiler.corpus import Corpus
 from specmoe.profiler.experts_interface import RoutingObserver
 from specmoe.profiler.forward_pass import check_vocabulary, record_batch, run_batch
-from specmoe.profiler.load_model import choose_device, load_base_model, load_tokenizer, refuse_unroutable
-from specmoe.profiler.model_folder import model_folder
+from specmoe.profiler.load_model import choose_device, load_base_model, refuse_unroutable
 from specmoe.profiler.profile_limits import ProfileLimits
 from specmoe.profiler.progress_bar import progress_bar
 from specmoe.profiler.request_stream import RequestStream

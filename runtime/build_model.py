@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from specmoe.errors import CheckpointError
+from specmoe.pretrained import LOADING, UnknownModelError, check_loading_report, read_config, reading_with_transformers
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
-from specmoe.runtime.quiet import quiet_transformers
 from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.tp_layer import split_model
 from specmoe.runtime.workers import Workers
@@ -19,13 +18,16 @@ from specmoe.runtime.workers import Workers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+GENERATION_CONFIG_FILE = "generation_config.json"
+
 
 def build_model(
     files: CompiledFiles, workers: Workers, dtype: torch.dtype | None, capacity: CapacityPolicy | None
 ) -> "PreTrainedModel":
     """This process's model, on `workers.device`; expert weights of other processes are never allocated.
 
-    Raises `CheckpointError` when the model class is unknown to transformers or a tensor is missing or does not fit.
+    Raises `UnknownModelError` when transformers has no such model and `CheckpointError` when a tensor is missing or
+    does not fit, or the configuration cannot be read.
     """
     register_experts_function()
     experts = files.expert_tensors(workers.own_ranks)
@@ -44,25 +46,26 @@ def build_model(
 def _fill(
     files: CompiledFiles, tensors: dict[str, torch.Tensor], experts: dict[str, torch.Tensor], dtype: torch.dtype | None
 ) -> Any:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    config = AutoConfig.from_pretrained(files.folder)
+    config = read_config(files.folder)
     model_class = _model_class(files, config)
     sized_class = _with_slots(model_class, experts)
-    with quiet_transformers():
+    with reading_with_transformers(f"{files.folder} cannot be loaded"):
         model, report = sized_class.from_pretrained(
             None,
             config=config,
             state_dict=tensors,
             dtype="auto" if dtype is None else dtype,
             experts_implementation=IMPLEMENTATION,
-            output_loading_info=True,
+            **LOADING,
         )
-    _check_report(files, report)
+    check_loading_report(files.folder, report)
     # The class that users know; the one above only gave the experts their sizes.
     model.__class__ = model_class
-    if (files.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(files.folder)
+    if GENERATION_CONFIG_FILE in files.manifest.files:
+        with reading_with_transformers(f"{files.folder / GENERATION_CONFIG_FILE} cannot be read"):
+            model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
     return model
 
 
@@ -72,7 +75,7 @@ def _model_class(files: CompiledFiles, config: Any) -> Any:
     try:
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
-        raise CheckpointError(
+        raise UnknownModelError(
             f"transformers has no causal language model for {files.folder / 'config.json'} (model_type "
             f"{config.model_type!r})"
         ) from None
@@ -92,16 +95,6 @@ def _with_slots(model_class: Any, experts: dict[str, torch.Tensor]) -> Any:
 
     namespace = {"__init__": wraps(model_class.__init__)(init), "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), namespace)
-
-
-def _check_report(files: CompiledFiles, report: dict[str, Any]) -> None:
-    """transformers fills a tensor that it does not find with random numbers and goes on; that must not happen."""
-    for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
-        if report[kind]:
-            first = sorted(str(key) for key in report[kind])[0]
-            raise CheckpointError(f"{files.folder} {problem} {len(report[kind])} tensors of the model, such as {first}")
-    if report["error_msgs"]:
-        raise CheckpointError(f"{files.folder} cannot be loaded: {report['error_msgs'][0]}")
 
 
 def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Module]) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from specmoe.checkpoint import open_checkpoint
+from specmoe.errors import SpecmoeError
 from specmoe.placement.reshard.manifest import CompiledManifest
 from specmoe.placement.reshard.verify_report import VerifyCheck
+from specmoe.pretrained import LOADING, UnknownModelError, check_loading_report, read_config, reading_with_transformers
 from specmoe.runtime.load import load
-from specmoe.runtime.quiet import quiet_transformers
 from specmoe.safetensors_header import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -24,17 +25,27 @@ MEMORY_MARGIN = 1.25
 
 
 def compare_logits(out: Path, source: Path) -> VerifyCheck:
-    """One check, named "logits": passed when they agree within 1e-4 of the largest, or, as its text says plainly, when
-    they were not compared because the model does not fit in memory or is quantized."""
+    """One check, named "logits": passed when they agree within 1e-4 of the largest, skipped when they cannot be
+    compared because the model is quantized, does not fit in memory or is unknown to the installed transformers."""
     manifest = CompiledManifest.load(out)
     if manifest.expert_format != "fused":
-        return VerifyCheck(name="logits", proven="NOT compared: the experts are quantized")
+        return VerifyCheck(name="logits", skipped="not compared: the experts are quantized")
     needed, free = _float32_bytes(source) * MEMORY_MARGIN, _available_bytes()
     if needed > free:
         sizes = f"{needed / 2**30:.1f} GiB in float32, {free / 2**30:.1f} GiB are free"
-        return VerifyCheck(name="logits", proven=f"NOT compared: the model needs {sizes}")
-    expected = _logits(_load_unmodified(source))
-    got = _logits(_load_compiled(out, manifest))
+        return VerifyCheck(name="logits", skipped=f"not compared: the model needs {sizes}")
+    try:
+        expected = _logits(_load_unmodified(source))
+        got = _logits(_load_compiled(out, manifest))
+    except UnknownModelError as error:
+        return VerifyCheck(name="logits", skipped=f"not compared: {error}")
+    except SpecmoeError as error:
+        return VerifyCheck(name="logits", problems=(str(error),))
+    return _compared(got, expected)
+
+
+def _compared(got: torch.Tensor, expected: torch.Tensor) -> VerifyCheck:
+    """The check of float32 logits [B, S, V]."""
     difference = float((got - expected).abs().max() / expected.abs().max())
     # Written so that NaN fails.
     if not difference <= MAX_RELATIVE_DIFFERENCE:
@@ -56,12 +67,16 @@ def _load_compiled(out: Path, manifest: CompiledManifest) -> "PreTrainedModel":
 
 
 def _load_unmodified(folder: Path) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    with quiet_transformers():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
+    config = read_config(folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnknownModelError(f"transformers has no causal language model for {folder} ({config.model_type!r})")
+    with reading_with_transformers(f"{folder} cannot be loaded"):
+        # The declared type leaves out the pair that `LOADING` asks for.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, **LOADING)
+    model: PreTrainedModel = loaded[0]
+    check_loading_report(folder, loaded[1])
     return model
 
 

@@ -1,6 +1,5 @@
 """Open the files of a compiled checkpoint that one process reads, and refuse any that is not what was compiled."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ import torch
 
 from specmoe.artifact import read_description
 from specmoe.errors import ArtifactError, MismatchError
+from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.manifest import PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
 from specmoe.runtime.mapped_tensors import map_tensors
-
-_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,11 @@ class CompiledFiles:
                 f"{folder} holds quantized experts, which this runtime cannot multiply; "
                 "compile an unquantized checkpoint, or use --layout hf with an engine that can"
             )
+        if unlisted := manifest.unlisted_files(folder):
+            raise ArtifactError(
+                f"{folder} holds {unlisted[0]}, which its manifest does not list and which would change the model "
+                "unnoticed; remove it, or compile the checkpoint again"
+            )
         plan = PlacementPlan.load(folder / PLAN_FILE)
         if plan.digest != manifest.plan_digest:
             raise MismatchError(f"{folder / PLAN_FILE} is not the plan that the checkpoint was compiled with")
@@ -47,6 +50,11 @@ class CompiledFiles:
                 f"{manifest.ep_size} and {len(manifest.expert_modules)}"
             )
         return cls(folder=folder, manifest=manifest, plan=plan)
+
+    def names_for(self, ranks: range) -> list[str]:
+        """Every file that the process which holds `ranks` may read: all but the rank files of the others."""
+        own = [self.manifest.rank_file(rank) for rank in ranks]
+        return [*sorted(self.manifest.files.keys() - set(self.manifest.rank_files)), *own]
 
     def check(self, names: Iterable[str], *, hashes: bool) -> None:
         """Raise `ArtifactError` for a file that is missing or whose size, or SHA-256 where `hashes`, differs."""
@@ -59,7 +67,7 @@ class CompiledFiles:
                     f"{path} has {path.stat().st_size} bytes, the manifest says {record.num_bytes}; it was cut or "
                     "replaced, compile the checkpoint again"
                 )
-            if hashes and _sha256(path) != record.sha256:
+            if hashes and hash_file(path) != record.sha256:
                 raise ArtifactError(
                     f"{path} was altered since it was compiled: its SHA-256 differs from the manifest's"
                 )
@@ -83,7 +91,12 @@ class CompiledFiles:
     def _rank_tensors(self, rank: int) -> dict[str, torch.Tensor]:
         path = self.folder / self.manifest.rank_file(rank)
         description = read_description(path)
-        expected = {"format": RANK_FILE_FORMAT, "rank": rank, "plan_digest": self.manifest.plan_digest}
+        expected = {
+            "format": RANK_FILE_FORMAT,
+            "rank": rank,
+            "plan_digest": self.manifest.plan_digest,
+            "model_fingerprint": self.manifest.model_fingerprint,
+        }
         for key, value in expected.items():
             if description.get(key) != value:
                 raise MismatchError(f"{path} has {key} {description.get(key)!r} in its header, {value!r} was expected")
@@ -93,11 +106,3 @@ class CompiledFiles:
             if tensor.dim() == 0 or tensor.shape[0] != slots:
                 raise ArtifactError(f"{path}: tensor {name} does not hold the rank's {slots} slots")
         return tensors
-
-
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()

@@ -5,23 +5,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from specmoe.errors import SpecmoeError, UsageError
-from specmoe.placement.reshard.manifest import PLAN_FILE
+from specmoe.device import usable_device
+from specmoe.errors import UsageError
 from specmoe.runtime.build_model import build_model
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import runtime_of
-from specmoe.runtime.workers import Workers, default_device, raise_together, require_equal, start_default_group
+from specmoe.runtime.workers import Workers, default_device, failing_together, require_equal, start_default_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load(
     out: str | Path,
     *,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     capacity: CapacityPolicy | None = None,
     verify_hashes: bool = True,
 ) -> "PreTrainedModel":
@@ -29,20 +36,17 @@ def load(
 
     It runs on the default process group (started here under torchrun if nobody has): one process holds all ranks, or
     any number of processes that divides `ep_size` share them. Collective, as is every forward pass after it; a
-    failure of one process is raised on all. device: this process's accelerator, else the CPU. dtype: the checkpoint's.
-    capacity: bounds each forward pass, and is lossy; None is lossless. verify_hashes: check the SHA-256 of every file
-    that this process reads; without it only sizes, the plan's digest and the rank files' headers are checked. Raises
-    `SpecmoeError` with one sentence for anything that does not fit.
+    failure of one process is raised on all. device: default this process's accelerator, else the CPU. dtype: a torch
+    type or its name; default the checkpoint's. capacity: bounds each forward pass, and is lossy; None is lossless.
+    verify_hashes: check the SHA-256 of every file that this process reads; without it only names, sizes, the plan's
+    digest and the rank files' headers are checked. Raises `SpecmoeError` with one sentence for anything that does not
+    fit, such as a file in `out` that the manifest does not list.
     """
     if capacity is not None and not isinstance(capacity, CapacityPolicy):
         raise UsageError(f"capacity is {capacity!r}, a CapacityPolicy or None (lossless) was expected")
     start_default_group()
-    error: SpecmoeError | None = None
-    try:
+    with failing_together():
         model = _load_own_part(Path(out), device, dtype, capacity, verify_hashes)
-    except SpecmoeError as caught:
-        error = caught
-    raise_together(error)
     runtime = runtime_of(model)
     require_equal(
         {
@@ -58,16 +62,25 @@ def load(
 def _load_own_part(
     out: Path,
     device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     capacity: CapacityPolicy | None,
     verify_hashes: bool,
 ) -> "PreTrainedModel":
     files = CompiledFiles.open(out)
-    workers = Workers.of_default_group(files.plan.ep_size, default_device() if device is None else torch.device(device))
+    chosen_device = usable_device(default_device() if device is None else device)
+    chosen_dtype = None if dtype is None else _checked_dtype(dtype)
+    workers = Workers.of_default_group(files.plan.ep_size, chosen_device)
     if workers.device.type == "cuda":
         # Kernels run on the current device, and collectives of objects send from it.
         torch.cuda.set_device(workers.device)
-    rank_files = [files.manifest.rank_file(rank) for rank in workers.own_ranks]
-    small_files = [PLAN_FILE, *(name for name in files.manifest.files if name.endswith(".json"))]
-    files.check([*small_files, *files.manifest.shared_files, *rank_files], hashes=verify_hashes)
-    return build_model(files, workers, dtype, capacity)
+    files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
+    return build_model(files, workers, chosen_dtype, capacity)
+
+
+def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
+    """The torch type; None for the checkpoint's own."""
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise UsageError(f"dtype is {dtype!r}, one of {', '.join(DTYPES)} was expected")

@@ -1,6 +1,7 @@
 """The processes that run one model together: which of the plan's ranks each holds, and what they must agree on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -84,6 +85,25 @@ def raise_together(workers_error: SpecmoeError | None) -> None:
     together = SpecmoeError(f"process {process} of {len(errors)}: {message}")
     together.exit_code = exit_code
     raise together from workers_error
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Around what each process does by itself: when it fails on one, all raise; collective at its end.
+
+    A `SpecmoeError` is raised as `raise_together` does. Any other exception is a defect and leaves its own process as
+    it is, traceback and all, after the others have been told of it.
+    """
+    try:
+        yield
+    except SpecmoeError as error:
+        raise_together(error)
+    # Whatever it is, the others must not wait for this process until the group's timeout.
+    except Exception as error:
+        gather((f"{type(error).__name__}: {error}", SpecmoeError.exit_code))
+        raise
+    else:
+        raise_together(None)
 
 
 def require_equal(values: Mapping[str, str]) -> None:

@@ -13,7 +13,13 @@ from specmoe.atomic import atomic_file, refuse_existing
 from specmoe.errors import ArtifactError, SpecmoeError, UsageError
 
 if TYPE_CHECKING:
+    from specmoe.runtime.capacity import CapacityPolicy
     from specmoe.runtime.serve import Completion
+
+# As in `specmoe.runtime`, which imports torch: too slow for --help.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LEVELS = ("expert", "device")
+OVERFLOWS = ("drop", "reroute")
 
 
 @click.command(name="generate")
@@ -21,6 +27,19 @@ if TYPE_CHECKING:
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue; may be given several times.")
 @click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file with one prompt per line.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: this process's GPU where there is one]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="auto", show_default="the checkpoint's", help="Compute in this type."
+)
+@click.option(
+    "--capacity",
+    "factor",
+    type=float,
+    metavar="FACTOR",
+    help="Lossy: bound each expert's load, while prompts are read, to FACTOR times the mean.",
+)
+@click.option("--level", type=click.Choice(LEVELS), help="What --capacity caps.  [default: expert]")
+@click.option("--overflow", type=click.Choice(OVERFLOWS), help="What becomes of pairs beyond it.  [default: drop]")
 @click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after each prompt (safetensors).")
 @click.option("--force", is_flag=True, help="Replace an existing --logits file.")
 @click.option("--json", "as_json", is_flag=True, help="Print texts and token ids as JSON.")
@@ -29,11 +48,19 @@ def command(
     prompts: tuple[str, ...],
     prompts_file: Path | None,
     max_new_tokens: int,
+    device: str | None,
+    dtype: str,
+    factor: float | None,
+    level: str | None,
+    overflow: str | None,
     logits: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Continue prompts greedily with the compiled checkpoint OUT.
+    """Continue prompts with the compiled checkpoint OUT.
+
+    Decoding is greedy: each new token is the most likely one. The answers are the unmodified model's, unless
+    --capacity is given, which is lossy.
 
     \b
     specmoe generate compiled/ --prompt "Once upon a time"
@@ -47,7 +74,7 @@ def command(
             raise UsageError("there is no prompt; give --prompt TEXT or --prompts-file FILE")
         if logits is not None:
             refuse_existing(logits, force=force)
-        completions, decoded = _run(out, texts, max_new_tokens)
+        completions, decoded = _run(out, texts, max_new_tokens, device, dtype, _capacity(factor, level, overflow))
     except SpecmoeError as error:
         if is_first or error.one_process_only:
             raise
@@ -58,21 +85,38 @@ def command(
         _print(texts, completions, decoded, as_json=as_json)
 
 
-def _run(out: Path, texts: Sequence[str], max_new_tokens: int) -> tuple[list["Completion"], list[str]]:
+def _capacity(factor: float | None, level: str | None, overflow: str | None) -> "CapacityPolicy | None":
+    if factor is None:
+        if level or overflow:
+            raise UsageError("--level and --overflow describe a capacity; give --capacity FACTOR with them")
+        return None
+    from specmoe.runtime.capacity import CapacityPolicy
+
+    return CapacityPolicy(factor, level=level or "expert", overflow=overflow or "drop")  # type: ignore[arg-type]
+
+
+def _run(
+    out: Path,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    device: str | None,
+    dtype: str,
+    capacity: "CapacityPolicy | None",
+) -> tuple[list["Completion"], list[str]]:
     import torch.distributed as dist
     from transformers.utils import logging
 
+    from specmoe.pretrained import load_tokenizer
     from specmoe.runtime.load import load
     from specmoe.runtime.serve import serve_prompts
-    from specmoe.runtime.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    model = load(out)
+    model = load(out, device=device, dtype=dtype, capacity=capacity)
     tokenizer = load_tokenizer(out)
     completions = serve_prompts(model, [tokenizer(text)["input_ids"] for text in texts], max_new_tokens)
     if dist.is_initialized():
         dist.destroy_process_group()
-    return completions, [tokenizer.decode(item.token_ids, skip_special_tokens=True) for item in completions]
+    return completions, [str(tokenizer.decode(item.token_ids, skip_special_tokens=True)) for item in completions]
 
 
 def _read_prompts(path: Path | None) -> list[str]:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 @click.command(name="verify")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="The checkpoint that OUT was compiled from.")
+@click.option("--against", help="The checkpoint that OUT was compiled from: a folder, or a name on the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON.")
-def command(out: Path, against: Path | None, as_json: bool) -> None:
+def command(out: Path, against: str | None, as_json: bool) -> None:
     """Check every file, hash and slot of the compiled checkpoint OUT; exit with 1 if anything is wrong.
 
-    With --against also that every byte comes from the right place in the source, and that the logits are equal.
+    With --against also that every byte comes from the right place in the source, and that the logits are equal. Logits
+    that cannot be compared (quantized experts, too little memory) are reported as skipped.
 
     \b
     specmoe verify compiled/
@@ -43,6 +44,10 @@ def _print(report: "VerifyReport") -> None:
     for check in report.checks:
         if check.passed:
             table.add_row(check.name, "passed", check.proven)
+        if check.result == "skipped":
+            table.add_row(check.name, "SKIPPED", check.skipped)
         for problem in check.problems:
             table.add_row(check.name, "FAILED", problem)
-    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(report.summary)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from specmoe.checkpoint import INDEX_FILE, Checkpoint
 from specmoe.errors import OutputError
+from specmoe.hashing import hash_file
 from specmoe.placement.reshard.compilation import Compilation
-from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, hash_file, write_spans
+from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, write_spans
 from specmoe.placement.reshard.hf_layout import weight_index
 from specmoe.placement.reshard.layout import OutputFile
 from specmoe.placement.reshard.manifest import PLAN_FILE, CompiledManifest, FileRecord

@@ -94,17 +94,6 @@ def write_spans(
     return FileRecord(num_bytes=size, sha256=state.hexdigest())
 
 
-def hash_file(path: Path, report: Report | None = None) -> str:
-    """SHA-256 of a file, hexadecimal, in bounded memory."""
-    state = hashlib.sha256()
-    with SourceFiles() as sources:
-        for block in _blocks(sources, b"", [Span(path, 0, path.stat().st_size)]):
-            state.update(block)
-            if report is not None:
-                report(len(block))
-    return state.hexdigest()
-
-
 def _blocks(sources: SourceFiles, header: bytes, spans: Iterable[Span]) -> Iterator[memoryview]:
     """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
     for start in range(0, len(header), BUFFER_BYTES):

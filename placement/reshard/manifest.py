@@ -28,8 +28,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from specmoe.atomic import sync
-from specmoe.errors import ArtifactError, UsageError
+from specmoe.checkpoint import CONFIG_FILE
+from specmoe.errors import ArtifactError, CheckpointError, UsageError
 from specmoe.fields import entry
+from specmoe.safetensors_header import parse_json_object
 
 MANIFEST_FORMAT = "specmoe.checkpoint/1"
 MANIFEST_FILE = "specmoe.json"
@@ -77,7 +79,7 @@ class CompiledManifest:
             raise ArtifactError(f"ep_size is {self.ep_size}, 1 to {MAX_RANKS} was expected")
         for name in self.files:
             check_relative_name(name)
-        needed = [PLAN_FILE, *self.rank_files]
+        needed = [PLAN_FILE, CONFIG_FILE, *self.rank_files]
         for name in needed:
             if name not in self.files:
                 raise ArtifactError(f"the manifest does not list {name}")
@@ -102,6 +104,13 @@ class CompiledManifest:
         if not 0 <= rank < self.ep_size:
             raise UsageError(f"rank is {rank}, 0 to {self.ep_size - 1} was expected")
         return self.rank_files[rank]
+
+    def unlisted_files(self, out: Path) -> list[str]:
+        """Names, sorted, of what lies in the folder `out` without being listed: loaders might read it."""
+        present = {
+            path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()
+        }
+        return sorted(present - self.files.keys() - {MANIFEST_FILE})
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the manifest file."""
@@ -132,8 +141,9 @@ class CompiledManifest:
         path = out / MANIFEST_FILE
         if not path.is_file():
             raise ArtifactError(f"{out} is not a compiled checkpoint: it has no {MANIFEST_FILE}; run specmoe reshard")
+        value = _read(path)
         try:
-            return _from_json(_read(path))
+            return _from_json(value)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from error
 
@@ -154,13 +164,12 @@ def check_relative_name(name: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ArtifactError("the file is too large for a manifest")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"the file cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ArtifactError("a JSON object was expected")
-    return value
+            raise ArtifactError(f"{path} is too large for a manifest")
+        return parse_json_object(path, path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except CheckpointError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def _from_json(value: dict[str, Any]) -> CompiledManifest:

@@ -7,9 +7,9 @@ from pathlib import Path
 from specmoe.artifact import METADATA_KEY
 from specmoe.checkpoint import safe_file
 from specmoe.errors import ArtifactError, CheckpointError, SpecmoeError
+from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.reshard.copy_bytes import hash_file
-from specmoe.placement.reshard.manifest import MANIFEST_FILE, PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
+from specmoe.placement.reshard.manifest import PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
 from specmoe.placement.reshard.progress import Report
 from specmoe.placement.reshard.verify_report import VerifyCheck
 from specmoe.safetensors_header import read_metadata
@@ -17,10 +17,7 @@ from specmoe.safetensors_header import read_metadata
 
 def check_files(out: Path, manifest: CompiledManifest) -> VerifyCheck:
     """The folder holds exactly the manifest's files, each of its size."""
-    problems = []
-    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
-    for name in sorted(present - set(manifest.files) - {MANIFEST_FILE}):
-        problems.append(f"{name} is not in the manifest")
+    problems = [f"{name} is not in the manifest" for name in manifest.unlisted_files(out)]
     for name, record in sorted(manifest.files.items()):
         try:
             size = safe_file(out, name).stat().st_size

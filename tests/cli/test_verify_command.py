@@ -38,6 +38,7 @@ def test_the_table_names_every_check(command_line, compiled_tiny):
     assert code == 0
     assert "hashes" in out
     assert "FAILED" not in out
+    assert out.strip().splitlines()[-1] == "4 of 4 checks passed"
 
 
 def test_an_altered_file_fails_with_exit_code_1(command_line, compiled_tiny, tmp_path):
@@ -70,7 +71,33 @@ def test_nan_logits_fail(tiny_checkpoint, compiled_tiny, monkeypatch):
 def test_a_model_that_does_not_fit_in_memory_is_said_not_to_be_compared(tiny_checkpoint, compiled_tiny, monkeypatch):
     monkeypatch.setattr(compare_logits, "_available_bytes", lambda: 1000.0)
     check = compare_logits.compare_logits(compiled_tiny, tiny_checkpoint)
-    assert check.proven.startswith("NOT compared: the model needs")
+    assert (check.result, check.passed, check.proven) == ("skipped", False, "")
+    assert check.skipped.startswith("not compared: the model needs")
+
+
+def test_logits_that_were_not_compared_are_skipped_and_not_passed(
+    command_line, tiny_checkpoint, compiled_tiny, monkeypatch
+):
+    monkeypatch.setattr(compare_logits, "_available_bytes", lambda: 1000.0)
+    code, out, _ = command_line("verify", compiled_tiny, "--against", tiny_checkpoint, "--json")
+    assert code == 0
+    assert json.loads(out)["passed"]
+    assert json.loads(out)["skipped"] == ["logits"]
+    assert (checks(out)["logits"]["result"], checks(out)["logits"]["passed"]) == ("skipped", False)
+    code, out, _ = command_line("verify", compiled_tiny, "--against", tiny_checkpoint)
+    assert code == 0
+    assert "not compared: the model needs" in out
+    assert out.strip().splitlines()[-1].endswith("checks passed, 1 SKIPPED (logits)")
+
+
+def test_a_source_whose_configuration_cannot_be_read_fails_in_one_sentence(tiny_checkpoint, compiled_tiny, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    check = compare_logits.compare_logits(compiled_tiny, other)
+    assert check.result == "failed"
+    assert "config that transformers cannot read" in check.problems[0]
 
 
 def test_a_folder_that_is_no_compiled_checkpoint_is_one_sentence(command_line, tiny_checkpoint):

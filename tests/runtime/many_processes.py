@@ -46,6 +46,7 @@ def main() -> None:
         "three": (3, check_wrong_world_size),
         "altered": (4, check_altered_file),
         "plans": (2, check_different_plans),
+        "defect": (2, check_defect),
         "steps": (2, check_out_of_step),
         "death": (4, check_death),
         "hang": (4, check_hang),
@@ -156,6 +157,22 @@ def check_altered_file(_name: str, _process: int, settings: dict[str, Any]) -> l
 
 def check_different_plans(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return refusal(lambda: specmoe.load(settings["two_plans"][process]))
+
+
+def check_defect(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What no one foresaw goes wrong on process 1."""
+    if process == 0:
+        return refusal(lambda: specmoe.load(settings["any"]))
+
+    def broken(*_arguments: Any) -> None:
+        raise ZeroDivisionError("on this process only")
+
+    specmoe.runtime.load.build_model = broken
+    try:
+        specmoe.load(settings["any"])
+    except ZeroDivisionError as error:
+        return [{"raised": str(error)}]
+    return [{"raised": None}]
 
 
 def check_out_of_step(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """One process holding all ranks: the same logits and tokens as the unmodified model, and every refusal."""
 
+import hashlib
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,6 +188,23 @@ def _edit_manifest(change):
     return edit
 
 
+def _write_listed(folder, name, text):
+    """Put a file there and list it as `reshard` would have."""
+    (folder / name).write_text(text)
+    record = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    _edit_manifest(lambda m: m["files"].update({name: record}))(folder)
+
+
+def _alter_listed(folder, name):
+    _write_listed(folder, name, "text of some length")
+    _flip_byte(folder / name)
+
+
+def _change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    _write_listed(folder, "config.json", json.dumps(config | changes))
+
+
 def _rename_file(manifest, old, new):
     manifest["files"][new] = manifest["files"].pop(old)
 
@@ -197,6 +216,50 @@ DAMAGE = {
     "a cut rank file": (lambda f: (f / RANK_0).write_bytes(b"short"), ArtifactError, "5 bytes, the manifest says"),
     "a missing rank file": (lambda f: (f / RANK_0).unlink(), ArtifactError, "is missing"),
     "an altered config": (lambda f: _flip_byte(f / "config.json"), ArtifactError, "altered since it was compiled"),
+    "a config that is not listed": (
+        _edit_manifest(lambda m: m["files"].pop("config.json")),
+        ArtifactError,
+        "the manifest does not list config.json",
+    ),
+    "a file that is not listed": (
+        lambda f: (f / "added.jinja").write_text("{}"),
+        ArtifactError,
+        "holds added.jinja, which its manifest does not list",
+    ),
+    "a generation config that is not listed": (
+        _edit_manifest(lambda m: m["files"].pop("generation_config.json")),
+        ArtifactError,
+        "holds generation_config.json, which its manifest does not list",
+    ),
+    **{
+        f"an altered {name}": (partial(_alter_listed, name=name), ArtifactError, "altered since it was compiled")
+        for name in ("chat_template.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+    },
+    "a model that transformers does not have": (
+        partial(_change_config, model_type="kimi_k2"),
+        CheckpointError,
+        "no model of type 'kimi_k2'",
+    ),
+    "a model that writes no text": (
+        partial(_change_config, model_type="vit"),
+        CheckpointError,
+        "no causal language model",
+    ),
+    "a config of wrong types": (
+        partial(_change_config, hidden_size="wide"),
+        CheckpointError,
+        "config that transformers cannot read",
+    ),
+    "a config of other sizes": (
+        partial(_change_config, vocab_size=95),
+        CheckpointError,
+        "wrong shape for",
+    ),
+    "a generation config that cannot be read": (
+        lambda f: _write_listed(f, "generation_config.json", "{"),
+        CheckpointError,
+        "generation_config.json cannot be read",
+    ),
     "another plan": (
         lambda f: shutil.copy(f.parent / "other-plan", f / "plan.safetensors"),
         MismatchError,
@@ -227,6 +290,37 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(copied, damage, error, 
     damage(copied)
     with pytest.raises(error, match=message):
         specmoe.load(copied)
+
+
+@pytest.mark.parametrize("name", ["an altered tokenizer.model", "a file that is not listed"])
+def test_without_hashing_only_alterations_pass(copied, name):
+    damage, error, message = DAMAGE[name]
+    damage(copied)
+    if error is ArtifactError and "altered" in name:
+        specmoe.load(copied, verify_hashes=False)
+        return
+    with pytest.raises(error, match=message):
+        specmoe.load(copied, verify_hashes=False)
+
+
+def test_a_rank_file_of_another_model_is_noticed_even_without_hashing(copied):
+    _edit_manifest(lambda m: m.update(model_fingerprint="0" * 64))(copied)
+    with pytest.raises(MismatchError, match="has model_fingerprint '"):
+        specmoe.load(copied, verify_hashes=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"device": "nowhere"}, "the device nowhere cannot be used"), ({"dtype": "int3"}, "dtype is 'int3', one of auto")],
+    ids=["device", "dtype"],
+)
+def test_a_wrong_argument_is_refused_in_one_sentence(compiled_model, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        specmoe.load(compiled_model("olmoe").compiled["static"], **arguments)
+
+
+def test_a_type_may_be_given_by_name(compiled_model):
+    assert specmoe.load(compiled_model("olmoe").compiled["static"], dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_swapped_rank_files_are_noticed_even_without_hashing(compiled_model, random_plan, tmp_path):

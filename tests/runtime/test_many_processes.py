@@ -122,6 +122,12 @@ REFUSALS = {
 }
 
 
+def test_an_unforeseen_exception_of_one_process_is_told_to_the_others_at_once(findings):
+    assert findings["defect"][1] == [{"raised": "on this process only"}]
+    (found,) = findings["defect"][0]
+    assert found["refused"] == "process 1 of 2: ZeroDivisionError: on this process only"
+
+
 def test_a_process_that_hangs_ends_the_others_within_the_timeout_and_is_named(findings):
     for process in (0, 2, 3):
         (found,) = findings["hang"][process]
