@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from specmoe.cli.commands.generate_command import DTYPES, LEVELS, OVERFLOWS
 from specmoe.errors import ArtifactError
+from specmoe.kernels.capacity.capacity import CapacityLevel, Overflow
+from specmoe.runtime.load import DTYPES as RUNTIME_DTYPES
 
 PROMPTS = ["hello", "abc", "xyz"]
 
@@ -78,6 +83,50 @@ def test_a_later_process_says_only_what_the_first_cannot_know(command_line, monk
     assert bool(err) == printed
 
 
+def logits_with(command_line, compiled, path, *words):
+    code, _, err = command_line("generate", compiled, "--prompt", "hello there", "--logits", path, "--json", *words)
+    assert code == 0, err
+    return load_file(path)["logits"]
+
+
+def test_a_device_and_a_type_are_passed_on(command_line, compiled_tiny, tmp_path):
+    exact = logits_with(command_line, compiled_tiny, tmp_path / "exact", "--device", "cpu", "--dtype", "float32")
+    rounded = logits_with(command_line, compiled_tiny, tmp_path / "rounded", "--dtype", "bfloat16")
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0.1, atol=0.2 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_a_capacity_changes_the_answer_only_where_it_binds(command_line, compiled_tiny, tmp_path, level, overflow):
+    free = logits_with(command_line, compiled_tiny, tmp_path / "free")
+    words = ("--level", level, "--overflow", overflow, "--capacity")
+    wide = logits_with(command_line, compiled_tiny, tmp_path / "wide", *words, 100)
+    tight = logits_with(command_line, compiled_tiny, tmp_path / "tight", *words, 0.2)
+    assert torch.equal(wide, free)
+    assert not torch.allclose(tight, free, atol=1e-3)
+
+
+def test_the_choices_are_those_of_the_runtime():
+    assert (get_args(CapacityLevel), get_args(Overflow)) == (LEVELS, OVERFLOWS)
+    assert tuple(RUNTIME_DTYPES) == DTYPES
+
+
+def test_the_help_says_that_decoding_is_greedy_and_a_capacity_lossy(command_line):
+    _, out, _ = command_line("generate", "--help")
+    assert "Decoding is greedy" in out
+    assert "Lossy" in out
+
+
+def test_a_generation_config_dropped_into_the_folder_is_refused(command_line, compiled_tiny, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(compiled_tiny, folder)
+    (folder / "added.json").write_text(json.dumps({"suppress_tokens": list(range(1, 60))}))
+    code, out, err = command_line("generate", folder, "--prompt", "a")
+    assert (code, out) == (1, "")
+    assert "added.json, which its manifest does not list" in err
+
+
 def test_prompts_from_a_file_and_plain_text_output(command_line, compiled_tiny, tmp_path):
     (tmp_path / "prompts").write_text("hello\n\nabc\n", encoding="utf-8")
     code, out, _ = command_line(
@@ -93,6 +142,11 @@ MISTAKES = {
     "an empty prompt": (["--prompt", ""], 2, "prompt 0 has no tokens"),
     "a prompts file that is not there": (["--prompts-file", "/nowhere"], 1, "cannot be read as a text file"),
     "an existing logits file": (["--prompt", "a", "--logits", __file__], 1, "exists already"),
+    "a device that is not there": (["--prompt", "a", "--device", "nowhere"], 2, "device nowhere cannot be used"),
+    "an unknown type": (["--prompt", "a", "--dtype", "int3"], 2, "--dtype"),
+    "no capacity": (["--prompt", "a", "--capacity", "0"], 2, "the capacity factor is 0.0"),
+    "a level without a capacity": (["--prompt", "a", "--level", "device"], 2, "give --capacity FACTOR with them"),
+    "an overflow without a capacity": (["--prompt", "a", "--overflow", "drop"], 2, "give --capacity FACTOR with them"),
     "no new tokens": (["--prompt", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
 }
 
