@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.compiled import compiled
 from specmoe.errors import ArtifactError
-from specmoe.placement.compiled import compiled
 from specmoe.placement.homes import TP_BATCH_TOKENS
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.serving import serve_layer

@@ -7,8 +7,8 @@ the ranks may fill. `tp` deals every batch of 4,096 tokens out in equal slices, 
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.compiled import compiled
 from specmoe.errors import UsageError
-from specmoe.placement.compiled import compiled
 from specmoe.placement.plan import PlacementPlan
 from specmoe.profiler.routing_profile import RoutingSample
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 from specmoe.placement.homes import homes_of
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.serving import serve_layer

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.artifact import Array
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 from specmoe.placement.plan import PlacementPlan, ReplicaChoice
 
 

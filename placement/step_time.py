@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.compiled import compiled
 from specmoe.errors import UsageError
-from specmoe.placement.compiled import compiled
 from specmoe.placement.homes import homes_of
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.serving import serve_layer

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 
 
 class Items(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, drop_copy, overload, set_copies
 
 _MIN_CHANGE = 1e-9

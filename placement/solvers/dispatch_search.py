@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 from specmoe.placement.solvers.copies import Copies, Items, Network, copies_of, overload, serve_items, serve_set
 
 

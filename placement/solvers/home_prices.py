@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 
 _DAMPING = 0.7
 _TOLERANCE = 0.01

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 from specmoe.placement.solvers.expert_sets import rows_by_expert
 
 # What a pair above the cap counts, in copies: the first lets a search pass through overloads, the others end them.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = """
-from specmoe.placement.compiled import compiled
+from specmoe.compiled import compiled
 
 @compiled
 def twice(value: int) -> int:
