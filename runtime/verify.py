@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from specmoe.model_folder import model_folder
 from specmoe.placement.reshard.verify_files import verify_files
 from specmoe.placement.reshard.verify_report import VerifyReport
 
@@ -14,10 +15,11 @@ def verify(out: Path | str, against: Path | str | None = None, *, progress: bool
     report says so where it does not. Raises `ArtifactError` when `out` is no compiled checkpoint and `CheckpointError`
     when `against` is no checkpoint; whatever else is wrong is a problem in the report.
     """
-    report = verify_files(out, against, progress=progress)
-    if against is None or not report.passed:
+    source = None if against is None else model_folder(against)
+    report = verify_files(out, source, progress=progress)
+    if source is None or not report.passed:
         return report
     # Imports torch, which checking the files alone does without.
     from specmoe.runtime.compare_logits import compare_logits
 
-    return report.with_check(compare_logits(Path(out), Path(against)))
+    return report.with_check(compare_logits(Path(out), source))

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from specmoe.errors import UsageError
+from specmoe.errors import OutputError, UsageError
+from specmoe.model_folder import model_folder
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.compilation import plan_compilation
 from specmoe.placement.reshard.compile import reshard
 from specmoe.placement.reshard.manifest import CompiledManifest, Layout
-from specmoe.placement.reshard.staging import refuse_output
-from specmoe.profiler.model_folder import model_folder
+from specmoe.placement.reshard.staging import JOURNAL_FILE, partial_folder
 
 
 @click.command(name="reshard")
@@ -58,10 +58,20 @@ def command(
         return
     if output is None:
         raise UsageError("there is no output; give -o OUT, or --dry-run to see the layout")
-    refuse_output(Path(os.path.realpath(output)), force=force)  # before a model is downloaded
     progress = sys.stderr.isatty()
-    manifest = reshard(model_folder(model), plan, output, layout=layout, force=force, progress=progress, jobs=jobs)
+    try:
+        manifest = reshard(model, plan, output, layout=layout, force=force, progress=progress, jobs=jobs)
+    except KeyboardInterrupt as interrupt:
+        raise _interrupted(output) or interrupt from None
     click.echo(json.dumps(manifest.to_json()) if as_json else _describe_result(output, manifest))
+
+
+def _interrupted(output: Path) -> OutputError | None:
+    """What an interrupted run leaves to go on from; None where it leaves nothing."""
+    kept = partial_folder(Path(os.path.realpath(output)))
+    if not (kept / JOURNAL_FILE).is_file():
+        return None
+    return OutputError(f"interrupted; {kept} is kept, and the same command goes on from there")
 
 
 def _describe_layout(summary: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from specmoe.checkpoint import Checkpoint, open_checkpoint
 from specmoe.errors import MismatchError, UsageError
+from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.families import experts_per_token
 from specmoe.placement.reshard.hf_layout import lay_out_hf
@@ -33,8 +34,13 @@ class Compilation:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 over everything that decides the output's bytes: an interrupted run goes on only with the same."""
-        state = hashlib.sha256(f"{self.plan.digest}\0{self.layout.layout}\0{self.sidecars}".encode())
+        """SHA-256 over everything that decides the output's bytes: an interrupted run goes on only with the same.
+
+        Weights are too large to read twice: size and time of change stand for them. Sidecars are read.
+        """
+        state = hashlib.sha256(f"{self.plan.digest}\0{self.layout.layout}".encode())
+        for name in self.sidecars:
+            state.update(f"\0{name}\0{hash_file(self.checkpoint.path / name)}".encode())
         for path in self.checkpoint.files:
             status = path.stat()
             state.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())

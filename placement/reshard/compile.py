@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from specmoe.errors import OutputError, UsageError
+from specmoe.model_folder import model_folder
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.build import total_bytes, write_compilation
 from specmoe.placement.reshard.compilation import plan_compilation
@@ -24,21 +25,23 @@ def reshard(
     progress: bool = False,
     jobs: int | None = None,
 ) -> CompiledManifest:
-    """Compile the checkpoint folder `model` by `plan` into the folder `out`; returns its manifest.
+    """Compile the checkpoint `model` (a folder, or a name on the hub) by `plan` into the folder `out`.
 
-    Bytes are moved, never cast, in bounded memory whatever the model's size. `out` appears whole or not at all; an
-    interrupted run is taken up by the next one with the same arguments. `jobs` is how many files are written at once
-    (default: one per processor, at most 4). Raises `CheckpointError`, `MismatchError`, `UsageError` or `OutputError`.
+    Returns its manifest. Bytes are moved, never cast, in bounded memory whatever the model's size. `out` appears whole
+    or not at all; an interrupted run is taken up by the next one with the same arguments. `jobs` is how many files are
+    written at once (default: one per processor, at most 4). Raises `CheckpointError`, `MismatchError`, `UsageError` or
+    `OutputError`.
     """
     target = Path(os.path.realpath(out))
     refuse_output(target, force=force)
-    refuse_nesting(Path(os.path.realpath(model)), target)
+    source = model_folder(model)
+    refuse_nesting(Path(os.path.realpath(source)), target)
     loaded = plan if isinstance(plan, PlacementPlan) else PlacementPlan.load(Path(plan))
-    compilation = plan_compilation(Path(model), loaded, layout)
+    compilation = plan_compilation(source, loaded, layout)
     workers = _jobs(jobs)
     try:
         with (
-            Staging(target, compilation.key) as staging,
+            Staging(target, compilation.key, force=force) as staging,
             byte_progress("reshard", total_bytes(compilation), shown=progress) as report,
         ):
             manifest = write_compilation(compilation, staging, workers, report)

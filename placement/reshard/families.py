@@ -157,24 +157,31 @@ FAMILIES = (
 
 _TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 _GROUP_KEYS = ("n_group", "num_expert_group")
+_SHOWN_PATTERNS = 3
 
 # How many expert groups a configuration means that does not say, where that is not 1.
 _DEFAULT_GROUPS = {"deepseek_v3": 8, "bailing_hybrid": 8}
 
 
-def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """The family of a model's `config`; raises `CheckpointError`, naming what was found, for one not in the table."""
+def find_family(config: Mapping[str, Any], where: str, patterns: Sequence[str]) -> Family:
+    """The family of a model's `config`; raises `CheckpointError` for one not in the table.
+
+    The message names the model type and the `patterns` of the tensors' names, which tell whether a row could be added.
+    """
     stated = [part.get("model_type") for part in (config, language_config(config))]
     found = [name for name in stated if isinstance(name, str)]
     for family in FAMILIES:
         if set(found) & set(family.model_types):
             return family
-    known = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
     if not found:
         raise CheckpointError(
             f"{where} has a config.json without a model_type, so its tensors' names cannot be understood"
         )
-    raise CheckpointError(f"{where} has the model type {found[0]!r}, which is not a known family ({known})")
+    shown = ", ".join(patterns[:_SHOWN_PATTERNS]) + (", …" if len(patterns) > _SHOWN_PATTERNS else "")
+    raise CheckpointError(
+        f"{where} has the model type {found[0]!r} with tensors such as {shown}, which is not a known family; "
+        "docs/families.md lists those that are"
+    )
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -205,7 +212,8 @@ def experts_per_token(config: Mapping[str, Any]) -> int | None:
 def num_expert_groups(config: Mapping[str, Any], where: str) -> int:
     """G of group-limited routing: experts `g * E / G` up to `(g + 1) * E / G` are group g; 1 = no such limit."""
     language = language_config(config)
-    if language.get("topk_method") == "greedy":
+    # Of all families that have groups, DeepSeek-V2 alone can switch them off; the others do not read this.
+    if language.get("model_type") == "deepseek_v2" and language.get("topk_method") == "greedy":
         return 1
     value = _first(language, _GROUP_KEYS)
     if value is None:

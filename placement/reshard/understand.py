@@ -15,6 +15,9 @@ _LAYER_NAME = re.compile(
     rf"(?P<start>(?:{'|'.join(map(re.escape, DECODER_PREFIXES))})layers\.(?P<layer>0|[1-9][0-9]{{0,5}})\.)(?P<rest>.+)"
 )
 
+# In the names of experts, routers and MoE blocks of every published family.
+_MOE_NAME = re.compile("expert|router|moe")
+
 
 class _Block(NamedTuple):
     layer_id: int
@@ -24,7 +27,8 @@ class _Block(NamedTuple):
 def understand(checkpoint: Checkpoint) -> MoeModel:
     """Sort the tensors of `checkpoint`; raises `CheckpointError` for a dense model, an unknown family or surprises."""
     where = str(checkpoint.path)
-    family = find_family(checkpoint.config, where)
+    _refuse_dense(checkpoint)
+    family = find_family(checkpoint.config, where, _expert_patterns(checkpoint))
     last = num_decoder_layers(checkpoint.config, where)
     layers: dict[int, MoeLayer] = {}
     for block, names in sorted(_moe_blocks(checkpoint, family).items()):
@@ -38,6 +42,17 @@ def understand(checkpoint: Checkpoint) -> MoeModel:
             f"{where} has no mixture-of-experts layers: no layer has a router {family.block}.{family.router_weight}"
         )
     return MoeModel(checkpoint=checkpoint, family=family, layers=layers, rest=_rest(checkpoint, layers))
+
+
+def _refuse_dense(checkpoint: Checkpoint) -> None:
+    if not any(_MOE_NAME.search(name) for name in checkpoint.tensors):
+        raise CheckpointError(f"{checkpoint.path} has no mixture-of-experts layers; there is nothing to place")
+
+
+def _expert_patterns(checkpoint: Checkpoint) -> list[str]:
+    """The names of experts', routers' and MoE blocks' tensors, numbers replaced by N, each pattern once."""
+    names = filter(_MOE_NAME.search, checkpoint.tensors)
+    return sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in names})
 
 
 def _moe_blocks(checkpoint: Checkpoint, family: Family) -> dict[_Block, list[str]]:
