@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Replay a trace under plans and baselines.",
     "reshard": "Compile a checkpoint into a plan's layout.",
     "verify": "Prove a compiled checkpoint whole and equivalent.",
+    "export": "Hand a plan to a serving engine.",
     "generate": "Generate text from a compiled checkpoint.",
 }
 

@@ -10,11 +10,15 @@ from specmoe.errors import OutputError
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise `OutputError` when `path` exists and may not be replaced, or its folder is missing."""
-    if not path.parent.is_dir():
+    try:
+        in_folder, is_folder, exists = path.parent.is_dir(), path.is_dir(), path.exists()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    if not in_folder:
         raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
+    if is_folder:
         raise OutputError(f"cannot write {path}: it is a folder, a file name was expected")
-    if path.exists() and not force:
+    if exists and not force:
         raise OutputError(f"{path} exists already; give another name or --force to replace it")
 
 
