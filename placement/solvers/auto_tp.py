@@ -18,6 +18,8 @@ from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
 _STARTS = 6
+# Annealing begins hot, so it needs no more than a fair start.
+_STARTS_WITH_REPLICAS = 3
 
 
 def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
@@ -26,10 +28,12 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed)
     machine = Machine.of(topology, options, profile.num_logical_experts, cap)
     vocab_size = vocabulary_size(profile)
+    has_replicas = int(machine.slots.sum()) > profile.num_logical_experts
+    starts = _STARTS_WITH_REPLICAS if has_replicas else _STARTS
     problems = [LayerProblem.of(profile, layer, machine) for layer in range(profile.num_layers)]
 
     def solve_layer(layer: int) -> TpLayer:
-        return solve_tp_layer(problems[layer], rows, vocab_size, options, starts=_STARTS, seed=options.seed + layer)
+        return solve_tp_layer(problems[layer], rows, vocab_size, options, starts=starts, seed=options.seed + layer)
 
     solved: list[TpLayer] = []
     expected = 0.0

@@ -11,7 +11,7 @@ from specmoe.placement.solvers.token_rows import TokenRows
 
 # An id is believed as if the mean unseen token had been seen this many times as well.
 PRIOR_TOKENS = 2.0
-_ROUNDS = 30
+_ROUNDS = 15
 
 
 @dataclass(frozen=True, kw_only=True)

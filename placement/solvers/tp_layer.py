@@ -27,6 +27,7 @@ from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
 
 _TEMPERATURES = (0.03, 0.02, 0.01)
+_ROUNDS_PER_SEATING = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,8 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOpti
     for turn in range(ANNEALING_ROUNDS):
         if options.is_over:
             break
-        homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
+        if turn % _ROUNDS_PER_SEATING == 0:
+            homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
         anneal_round(problem, copies, search.homes_of_set(homes), turn, seed)
     homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
     settle(
