@@ -67,7 +67,7 @@ def _load_own_part(
     verify_hashes: bool,
 ) -> "PreTrainedModel":
     files = CompiledFiles.open(out)
-    chosen_device = usable_device(default_device() if device is None else device)
+    chosen_device = _own_device(device)
     chosen_dtype = None if dtype is None else _checked_dtype(dtype)
     workers = Workers.of_default_group(files.plan.ep_size, chosen_device)
     if workers.device.type == "cuda":
@@ -75,6 +75,12 @@ def _load_own_part(
         torch.cuda.set_device(workers.device)
     files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
     return build_model(files, workers, chosen_dtype, capacity)
+
+
+def _own_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for; "cuda" without a number is, as without a wish, the one of this process."""
+    wanted = default_device() if device is None else usable_device(device)
+    return default_device() if wanted == torch.device("cuda") else wanted
 
 
 def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype | None:

@@ -29,7 +29,7 @@ OVERFLOWS = ("drop", "reroute")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: this process's GPU where there is one]")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default="the checkpoint's", help="Compute in this type."
+    "--dtype", type=click.Choice(DTYPES), default="auto", help="Compute in this type.  [default: the checkpoint's]"
 )
 @click.option(
     "--capacity",
@@ -59,8 +59,8 @@ def command(
 ) -> None:
     """Continue prompts with the compiled checkpoint OUT.
 
-    Decoding is greedy: each new token is the most likely one. The answers are the unmodified model's, unless
-    --capacity is given, which is lossy.
+    Decoding is greedy: each new token is the most likely one. The answers are those of the unmodified model in the
+    same type, unless --capacity is given, which is lossy.
 
     \b
     specmoe generate compiled/ --prompt "Once upon a time"

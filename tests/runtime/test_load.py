@@ -1,6 +1,7 @@
 """One process holding all ranks: the same logits and tokens as the unmodified model, and every refusal."""
 
 import hashlib
+import importlib
 import json
 import shutil
 from functools import partial
@@ -15,6 +16,8 @@ from specmoe.errors import ArtifactError, CheckpointError, MismatchError, Specmo
 from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.profiler.routing_profile import RoutingSample
+
+load_module = importlib.import_module("specmoe.runtime.load")
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
@@ -317,6 +320,15 @@ def test_a_rank_file_of_another_model_is_noticed_even_without_hashing(copied):
 def test_a_wrong_argument_is_refused_in_one_sentence(compiled_model, arguments, message):
     with pytest.raises(UsageError, match=message):
         specmoe.load(compiled_model("olmoe").compiled["static"], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
+def test_cuda_without_a_number_is_the_gpu_of_the_process(monkeypatch, device, chosen):
+    monkeypatch.setattr(load_module, "default_device", lambda: torch.device("cuda:3"))
+    monkeypatch.setattr(load_module, "usable_device", torch.device)
+    assert load_module._own_device(device) == torch.device(chosen)
 
 
 def test_a_type_may_be_given_by_name(compiled_model):
