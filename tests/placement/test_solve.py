@@ -123,8 +123,8 @@ def test_wrong_arguments_are_refused_by_name(arguments, message):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_gives_a_legal_plan(method):
-    extra_slots = 0 if method == "ilp" else 1
-    plan = solve(FIT, 4, method=method, extra_slots=extra_slots, max_imbalance=1.2)
+    ranks, extra_slots = (2, 0) if method == "ilp" else (4, 1)
+    plan = solve(FIT, ranks, method=method, extra_slots=extra_slots, max_imbalance=1.2)
     check_plan(plan, FIT, extra_slots=extra_slots).require_legal()
     assert plan.method == method
     assert plan.objective > 0
