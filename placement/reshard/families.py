@@ -157,7 +157,7 @@ FAMILIES = (
 
 _TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 _GROUP_KEYS = ("n_group", "num_expert_group")
-_SHOWN_PATTERNS = 3
+_SHOWN_PATTERNS = 6
 
 # How many expert groups a configuration means that does not say, where that is not 1.
 _DEFAULT_GROUPS = {"deepseek_v3": 8, "bailing_hybrid": 8}
@@ -179,8 +179,8 @@ def find_family(config: Mapping[str, Any], where: str, patterns: Sequence[str]) 
         )
     shown = ", ".join(patterns[:_SHOWN_PATTERNS]) + (", …" if len(patterns) > _SHOWN_PATTERNS else "")
     raise CheckpointError(
-        f"{where} has the model type {found[0]!r} with tensors such as {shown}, which is not a known family; "
-        "docs/families.md lists those that are"
+        f"{where} has the model type {found[0]!r}, which is not a known family (docs/families.md lists those); "
+        f"its mixture-of-experts tensors are named {shown}"
     )
 
 

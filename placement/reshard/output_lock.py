@@ -4,8 +4,10 @@ The lock is a file of its own beside the output: folders are renamed and deleted
 It is deleted while still held; whoever waited for the deleted file finds another or none at that name, and starts over.
 """
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +49,21 @@ def _acquire(path: Path, out: Path) -> int:
 
 def _open(path: Path) -> int:
     """A descriptor of the lock file, which is empty: one with something in it is not ours to delete."""
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size > 0):
-        raise OutputError(f"{path} is in the way and was not written by specmoe; move it elsewhere")
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):  # a link, a folder
+            raise _stranger(path) from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > 0:
+        os.close(descriptor)
+        raise _stranger(path)
+    return descriptor
+
+
+def _stranger(path: Path) -> OutputError:
+    return OutputError(f"{path} is in the way and was not written by specmoe; move it elsewhere")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

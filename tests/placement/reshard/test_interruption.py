@@ -128,7 +128,7 @@ def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-@pytest.mark.parametrize("change", ["plan", "layout", "source", "journal"])
+@pytest.mark.parametrize("change", ["plan", "layout", "source", "sidecar", "journal"])
 def test_what_was_begun_for_something_else_is_not_used(tmp_path, source, plan, other_plan, monkeypatch, change) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -140,6 +140,8 @@ def test_what_was_begun_for_something_else_is_not_used(tmp_path, source, plan, o
         content = shard.read_bytes()
         shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         os.utime(shard, ns=(1, 1))
+    if change == "sidecar":
+        (source / "tokenizer.json").write_text('{"version": "2.0"}')
     if change == "journal":
         (tmp_path / "out.partial" / JOURNAL_FILE).write_bytes(b'{"key": "abc"}\n{"na')
     written = count_writes(monkeypatch)
@@ -160,24 +162,32 @@ def test_what_was_half_written_does_not_end_up_in_the_output(tmp_path, source, p
     assert verify_files(out, source).passed
 
 
-def test_a_finished_file_that_changed_its_size_is_written_again(tmp_path, source, plan, monkeypatch) -> None:
+@pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: old[:-1] + bytes([old[-1] ^ 1])])
+def test_a_finished_file_that_was_changed_is_written_again(tmp_path, source, plan, monkeypatch, damage) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, Interrupted())
         with pytest.raises(Interrupted):
             reshard(source, plan, out, jobs=1)
     finished = sorted((tmp_path / "out.partial").glob("*.safetensors"))[0]
-    finished.write_bytes(finished.read_bytes()[:-1])
+    finished.write_bytes(damage(finished.read_bytes()))
     reshard(source, plan, out)
     assert verify_files(out, source).passed
 
 
-def test_two_runs_at_once_do_not_meet(tmp_path, source, plan) -> None:
-    out = tmp_path / "out"
-    with Staging(out, plan_compilation(source, plan, "ranks").key):
-        with pytest.raises(OutputError, match="another specmoe reshard is writing"):
-            reshard(source, plan, out)
-        assert (tmp_path / "out.partial").is_dir()
+@pytest.mark.parametrize("name", ["../m/tokenizer.json", "link.json"])
+def test_a_journal_that_names_what_is_not_a_file_of_its_folder_is_not_believed(tmp_path, source, plan, name) -> None:
+    outside = source / "tokenizer.json"
+    written = outside.stat()
+    key = plan_compilation(source, plan, "ranks").key
+    line = {"name": name, "bytes": written.st_size, "sha256": "0" * 64, "written_ns": written.st_mtime_ns}
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    (folder / "link.json").symlink_to(outside)
+    (folder / JOURNAL_FILE).write_text("\n".join(map(json.dumps, [{"key": key}, line])))
+    with Staging(tmp_path / "out", key) as staging:
+        assert staging.finished == {}
+    assert [path.name for path in folder.iterdir()] == [JOURNAL_FILE]
 
 
 def test_force_puts_the_new_folder_in_place_of_the_old(tmp_path, source, plan, other_plan) -> None:
@@ -202,15 +212,6 @@ def test_a_file_system_without_exchange_is_served_by_renames(tmp_path, source, p
     reshard(source, plan, out, force=True)
     assert CompiledManifest.load(out).plan_digest == plan.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
-
-
-def test_the_exchange_is_really_one(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    assert atomic_folder.put_in_place(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a/b").exists()
-    assert (tmp_path / "b/a").exists()
 
 
 @pytest.fixture

@@ -86,9 +86,11 @@ def test_hf_with_ranks_that_no_engine_would_cut_so(tmp_path, make_checkpoint, re
     refuse(source, plan, tmp_path / "out", MismatchError, "unequal numbers of slots", layout="hf")
 
 
-@pytest.mark.parametrize("config", [{"n_group": 4}, {"n_group": None}, {"num_expert_group": 2}])
+@pytest.mark.parametrize(
+    "config", [{"n_group": 4}, {"n_group": None}, {"num_expert_group": 2}, {"n_group": 4, "topk_method": "greedy"}]
+)
 def test_hf_with_torn_groups(tmp_path, make_checkpoint, recipes, plan, config) -> None:
-    """A DeepSeek-V3 configuration that does not say `n_group` means 8."""
+    """A DeepSeek-V3 configuration that does not say `n_group` means 8; it does not read `topk_method`."""
     recipe = replace(recipes["deepseek_v3"], config={"num_experts_per_tok": 2, **config})
     source = make_checkpoint(tmp_path / "m", recipe)
     if config == {"n_group": None}:
@@ -96,6 +98,12 @@ def test_hf_with_torn_groups(tmp_path, make_checkpoint, recipes, plan, config) -
         return
     refuse(source, plan, tmp_path / "out", MismatchError, "tears them apart", layout="hf")
     reshard(source, plan, tmp_path / "ranks")  # rank files keep the router as it is, so any plan is legal
+
+
+def test_hf_with_groups_that_deepseek_v2_switched_off(tmp_path, make_checkpoint, recipes, plan) -> None:
+    config = {"num_experts_per_tok": 2, "n_group": 4, "topk_method": "greedy"}
+    source = make_checkpoint(tmp_path / "m", replace(recipes["deepseek_v3"], model_type="deepseek_v2", config=config))
+    assert plan_compilation(source, plan, "hf").layout.family == "qwen"
 
 
 def test_an_output_that_exists(tmp_path, make_checkpoint, recipes, plan) -> None:
@@ -137,12 +145,17 @@ def test_output_and_source_inside_each_other(tmp_path, make_checkpoint, recipes,
 
 def test_an_unknown_family_is_named(tmp_path, make_checkpoint, recipes, plan) -> None:
     source = make_checkpoint(tmp_path / "m", replace(recipes["mixtral"], model_type="gpt2"))
-    refuse(source, plan, tmp_path / "out", CheckpointError, "the model type 'gpt2', which is not a known family")
+    message = r"the model type 'gpt2', which is not a known family .*experts.N.w3.weight, .*moe.gate.weight$"
+    refuse(source, plan, tmp_path / "out", CheckpointError, message)
 
 
-def test_a_dense_model(tmp_path, make_checkpoint, recipes, plan) -> None:
-    source = make_checkpoint(tmp_path / "m", replace(recipes["mixtral"], layer_ids=()))
-    refuse(source, plan, tmp_path / "out", CheckpointError, "no mixture-of-experts layers")
+@pytest.mark.parametrize("model_type", ["mixtral", "llama"])
+def test_a_dense_model_of_a_known_or_unknown_family(tmp_path, make_checkpoint, recipes, plan, model_type) -> None:
+    mlp = {"model.layers.0.mlp.gate_proj.weight": ("BF16", (6, 4))}
+    recipe = replace(recipes["mixtral"], layer_ids=(), model_type=model_type, extra=mlp)
+    source = make_checkpoint(tmp_path / "m", recipe)
+    message = "has no mixture-of-experts layers; there is nothing to place"
+    refuse(source, plan, tmp_path / "out", CheckpointError, message)
 
 
 def without(recipe: Any, name: str) -> dict[str, Any]:
