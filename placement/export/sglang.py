@@ -42,5 +42,6 @@ SGLANG = Engine(
     launch=_launch,
     every_layer=True,
     suffix=".json",
-    warning="leave --enable-eplb off: it moves the experts away from the plan",
+    warning="leave --enable-eplb off, which moves the experts away from the plan; for models that it has no placement "
+    "support for (Mixtral, OLMoE, Phi-MoE) SGLang ignores the file without an error",
 )

@@ -37,5 +37,5 @@ VLLM = Engine(
     text=_text,
     launch=_launch,
     warning="experimental: only the branch of vLLM pull request 49572 reads this file, no release does; "
-    "specmoe reshard --layout hf works with every release",
+    "specmoe reshard --layout hf, without replicas, works with every release",
 )

@@ -1,6 +1,7 @@
 """Each engine's file, to the letter and as the engine reads it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,14 @@ LAUNCH = {
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_launch_settings_carry_the_plans_sizes_and_the_quoted_file(engine, small_plan) -> None:
     assert " ".join(ENGINES[engine].launch(small_plan, Path("my map.json"))) == LAUNCH[engine]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_guide_shows_every_setting_that_the_command_prints(engine, small_plan) -> None:
+    guide = (Path(__file__).parents[3] / "docs/engines.md").read_text(encoding="utf-8")
+    settings = " ".join(ENGINES[engine].launch(small_plan, Path("m.json")))
+    for name in re.findall(r"--[\w-]+|\w+(?=\"?:)", settings):
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", guide), f"docs/engines.md does not show {name}"
 
 
 def test_a_plan_for_split_attention_asks_for_no_data_parallelism(small_plan) -> None:
