@@ -5,9 +5,26 @@ from pathlib import Path
 
 from specmoe.errors import CheckpointError
 
-# Weights in the top folder only: some repositories keep a second copy in a sub-folder.
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-UNWANTED = ["*/*"]
+# Weights, and what reshard copies beside them. In the top folder only, but for chat templates: some repositories keep a
+# second copy of the model in a sub-folder.
+TEMPLATES = "*.jinja"
+WANTED = [
+    *(
+        "*.safetensors",
+        "*.json",
+        TEMPLATES,
+        "*.model",
+        "*.txt",
+        "*.tiktoken",
+        "*.vocab",
+        "*.bpe",
+        "*.py",
+        "*.md",
+        "*.yaml",
+    ),
+    *("LICENSE*", "LICENCE*", "NOTICE*"),
+]
+UNWANTED = [f"*/{pattern}" for pattern in WANTED if pattern != TEMPLATES]
 
 
 def model_folder(model: str | Path) -> Path:

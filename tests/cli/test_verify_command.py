@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -49,6 +50,13 @@ def test_an_altered_file_fails_with_exit_code_1(command_line, compiled_tiny, tmp
     code, out, _ = command_line("verify", folder)
     assert code == 1
     assert "FAILED" in out
+
+
+def test_the_source_may_be_a_name_on_the_hub(command_line, tiny_checkpoint, compiled_tiny, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tiny_checkpoint))
+    code, out, _ = command_line("verify", compiled_tiny, "--against", "someone/model", "--json")
+    assert code == 0
+    assert checks(out)["logits"]["passed"]
 
 
 def test_logits_that_differ_fail(tiny_checkpoint, compiled_tiny, tmp_path):
