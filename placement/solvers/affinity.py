@@ -1,12 +1,8 @@
-"""Request affinity: a linear prediction, from the tokens known when a request arrives, of what each home would cost it.
+"""Request affinity: a linear prediction, from the tokens known when a request arrives, of what each home would save it.
 
-Ridge regression on the requests' known-token frequencies x, weighted by inverse document frequency, in its dual form:
+    pull(q, r) = sum over q's known tokens v of table[v, r],   fitted by ridge regression to the copies that r saves q
 
-    pull(q) = -cost(q) approximately K (K + lambda I)^-1 y,   K = X X^T,   y = mean saved copies per token by home
-
-so the table is X^T (K + lambda I)^-1 y, one row per token id; a request's pull is the sum over its known tokens. What
-the table would have said of a request that it was not fitted to follows in closed form: y - (G y) / diag(G) with G the
-inverse. The weight of the ridge is the one with the least squared error of that.
+on the known tokens' frequencies, weighted by inverse document frequency.
 """
 
 from dataclasses import dataclass
@@ -17,8 +13,8 @@ from scipy.sparse import csr_array
 
 from specmoe.placement.solvers.home_prices import priced_shares
 from specmoe.placement.solvers.requests import Requests
+from specmoe.placement.solvers.ridge import Fit, ridge_regression
 
-_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _PRICE_TEMPERATURE = 0.01
 _PRICE_ROUNDS = 200
 
@@ -36,13 +32,11 @@ class Affinity:
 
 @dataclass(frozen=True, kw_only=True)
 class AffinityModel:
-    """What depends on requests alone. features: float64 [Q, D] sparse; values, vectors: the kernel's eigensystem."""
+    """What depends on requests alone. idf: float64 [D]; regression: of anything per request on their features."""
 
     requests: Requests
-    features: csr_array
     idf: NDArray[np.float64]
-    values: NDArray[np.float64]
-    vectors: NDArray[np.float64]
+    regression: Fit
 
     @classmethod
     def of(cls, requests: Requests) -> "AffinityModel":
@@ -52,28 +46,18 @@ class AffinityModel:
         occurs_in = np.bincount(known.indices, minlength=known.shape[1])
         idf = np.log((requests.num_requests + 1.0) / (occurs_in + 1.0))
         tokens = np.maximum(known.sum(axis=1), 1.0)
-        features = known.multiply(idf[None, :]).multiply(1.0 / tokens[:, None]).tocsr()
-        kernel = (features @ features.T).toarray()
-        values, vectors = np.linalg.eigh(kernel)
-        return cls(requests=requests, features=features, idf=idf, values=np.maximum(values, 0.0), vectors=vectors)
+        features = csr_array(known.multiply(idf[None, :]).multiply(1.0 / tokens[:, None]))
+        return cls(requests=requests, idf=idf, regression=ridge_regression(features))
 
     def fit(self, cost: NDArray[np.float64]) -> Affinity:
         """The affinity for requests that cost `cost`, float64 [Q, R], copies per token by home."""
         saved = cost.mean(axis=1, keepdims=True) - cost
         mean = np.average(saved, axis=0, weights=self.requests.lengths)
         target = saved - mean
-        best, best_error, best_held_out = np.zeros(0), np.inf, target
-        scale = float(self.values.mean()) or 1.0
-        for ridge in _RIDGES:
-            inverse = (self.vectors / (self.values + ridge * scale)) @ self.vectors.T
-            weights = inverse @ target
-            held_out = target - weights / np.diag(inverse)[:, None]
-            error = float(np.average(((target - held_out) ** 2).sum(axis=1), weights=self.requests.lengths))
-            if error < best_error:
-                best, best_error, best_held_out = weights, error, held_out
-        bias = mean - self._prices(best_held_out + mean)
-        table = self.idf[:, None] * (self.features.T @ best)
-        return Affinity(table=table, bias=bias, held_out_pull=best_held_out + bias)
+        fit = self.regression(target, self.requests.lengths.astype(np.float64))
+        bias = mean - self._prices(fit.held_out + mean)
+        table = self.idf[:, None] * fit.coefficients
+        return Affinity(table=table, bias=bias, held_out_pull=fit.held_out + bias)
 
     def _prices(self, pull: NDArray[np.float64]) -> NDArray[np.float64]:
         """float64 [R]: what evens out how many tokens each rank pulls most."""

@@ -5,12 +5,14 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.sparse.linalg import LinearOperator, svds
 
 from specmoe.placement.solvers.home_prices import priced_shares
 from specmoe.placement.solvers.requests import Requests
 from specmoe.profiler.routing_profile import RoutingSample
 
 _DIMENSIONS = 48
+_DENSE_ROWS = 4096  # past this many requests a dense matrix of all experts' shares is too large
 _ROUNDS = 300
 
 
@@ -20,10 +22,24 @@ def request_features(sample: RoutingSample, requests: Requests, num_logical_expe
     width = num_layers * num_logical_experts
     columns = sample.expert_ids.astype(np.int64) + (np.arange(num_layers) * num_logical_experts)[None, :, None]
     rows = np.repeat(requests.request_of_token, num_layers * top_k)
-    counts = csr_array((np.ones(columns.size), (rows, columns.ravel())), shape=(requests.num_requests, width)).toarray()
-    shares = counts / (requests.lengths[:, None] * top_k)
-    shares -= np.average(shares, axis=0, weights=requests.lengths)
-    left, scale, _ = np.linalg.svd(shares, full_matrices=False)
+    counts = csr_array((np.ones(columns.size), (rows, columns.ravel())), shape=(requests.num_requests, width))
+    shares = csr_array(counts.multiply(1.0 / (requests.lengths[:, None] * top_k)))
+    mean = (requests.lengths @ shares) / requests.lengths.sum()
+    return _main_directions(shares, mean)
+
+
+def _main_directions(rows: csr_array, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 [Q, D]: the rows without their mean, along the directions in which they differ most."""
+    if rows.shape[0] <= _DENSE_ROWS:
+        left, scale, _ = np.linalg.svd(rows.toarray() - mean, full_matrices=False)
+    else:
+        centred = LinearOperator(
+            rows.shape,
+            matvec=lambda vector: rows @ vector - mean @ vector,
+            rmatvec=lambda vector: rows.T @ vector - mean * vector.sum(),
+            dtype=np.float64,
+        )
+        left, scale, _ = svds(centred, k=min(_DIMENSIONS, min(rows.shape) - 1), rng=np.random.default_rng(0))
     reduced: NDArray[np.float64] = (left * scale)[:, :_DIMENSIONS]
     return reduced
 
