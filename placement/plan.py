@@ -160,7 +160,7 @@ class PlacementPlan:
             if self.attention != "dp":
                 raise ArtifactError("token_affinity belongs to attention 'dp', this plan is for 'tp'")
             check_tensor("token_affinity", self.token_affinity, (np.float16,), (-1, R))
-            check_range("token_affinity", self.token_affinity, np.finfo(np.float16).min, np.inf)
+            check_range("token_affinity", self.token_affinity, float(np.finfo(np.float16).min), np.inf)
 
     def _check_slots(self) -> None:
         if np.any(np.diff(self.rank_of_physical) < 0):

@@ -55,7 +55,9 @@ def test_wheel_runs_outside_the_repository(built: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "checker", [("mypy", "--strict"), ("basedpyright", "--level", "error")], ids=["mypy", "pyright"]
+    "checker",
+    [("mypy", "--strict"), ("basedpyright", "--level", "error", "--pythonpath", sys.executable)],
+    ids=["mypy", "pyright"],
 )
 def test_a_type_checker_sees_the_types_of_an_installed_package(checker: tuple[str, ...], tmp_path: Path) -> None:
     user_code = tmp_path / "user_code.py"
