@@ -116,7 +116,14 @@ def _notes(evaluation: Evaluation) -> list[str]:
     notes = ["* best of its column; eplb is fitted to the counts of this very trace, its best case"]
     if fitted_here:
         notes.append(f"fitted on this very profile, expect less on other text: {', '.join(fitted_here)}")
+    unread = [result.name for result in evaluation.results if _has_tables(result)]
+    if unread and not evaluation.trace.has_token_ids:
+        notes.append(f"the trace has no token ids, so these plans' token tables went unread: {', '.join(unread)}")
     return notes
+
+
+def _has_tables(result: PlanResult) -> bool:
+    return result.plan.token_affinity is not None or result.plan.token_to_rank is not None
 
 
 def _fitted_here(result: PlanResult, evaluation: Evaluation) -> bool:

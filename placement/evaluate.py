@@ -22,7 +22,7 @@ OnResult = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSummary:
-    """The trace that plans were replayed on: the profile's sample."""
+    """The trace that plans were replayed on: the profile's sample; without token ids a plan's tables say nothing."""
 
     source: str
     num_tokens: int
@@ -30,6 +30,7 @@ class TraceSummary:
     num_layers: int
     num_logical_experts: int
     top_k: int
+    has_token_ids: bool
     profile_fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
@@ -173,5 +174,6 @@ def _summary(profile: RoutingProfile, sample: RoutingSample) -> TraceSummary:
         num_layers=profile.num_layers,
         num_logical_experts=profile.num_logical_experts,
         top_k=profile.top_k,
+        has_token_ids=sample.token_ids is not None,
         profile_fingerprint=profile.fingerprint,
     )

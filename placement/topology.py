@@ -109,12 +109,14 @@ class Topology:
 
     @classmethod
     def load(cls, path: Path) -> "Topology":
-        """Read a topology file (JSON)."""
+        """Read a topology file (JSON); raises `ArtifactError`, naming the file, where anything in it does not fit."""
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise UsageError(f"{path}: {error}") from error
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UsageError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+        except ValueError as error:
             raise ArtifactError(f"{path} cannot be read as a JSON topology: {error}") from error
 
 

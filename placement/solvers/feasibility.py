@@ -1,5 +1,6 @@
 """Name what makes a load cap impossible, before or after a search."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -29,10 +30,15 @@ def keep_cap(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions
         raise InfeasibleError(
             f"layer {plan.layer_ids[worst]}: the best placement found has {heaviest[worst]:.3f} times the mean load on "
             f"its heaviest rank, {heaviest[worst] - options.max_imbalance:.3f} above the cap of "
-            f"{options.max_imbalance:g}{_reason(profile, plan, worst)}; raise max_imbalance, add extra slots or ask "
-            "for the best effort"
+            f"{options.max_imbalance:g}{_reason(profile, plan, worst)}; give --max-imbalance "
+            f"{_rounded_up(heaviest[worst]):g}, or --extra-slots, or take it with --best-effort"
         )
     return replace(plan, predicted={**plan.predicted, "heaviest_rank": float(heaviest[worst])})
+
+
+def _rounded_up(imbalance: float) -> float:
+    """The next larger number of two decimals."""
+    return math.ceil(imbalance * 100) / 100
 
 
 def _heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from specmoe.cli.commands.evaluate_command import command
 from specmoe.cli.main import main
 from specmoe.placement.baselines.eplb import eplb
 from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
@@ -68,6 +70,13 @@ def test_the_table_shows_plans_and_baselines_and_marks_the_best() -> None:
         assert copies == f"{result['mean']['remote_copies_per_token']:.3f}"
         least = min(other["mean"]["remote_copies_per_token"] for other in shown)
         assert (star is not None) == (copies == f"{least:.3f}")
+
+
+def test_token_tables_that_the_trace_cannot_use_are_named(files: Path) -> None:
+    assert "went unread" not in run("two", "--profile", "trace")
+    plan = PlacementPlan.load(files / "two")
+    replace(plan, token_affinity=np.zeros((3, 2), dtype=np.float16)).save(files / "tables")
+    assert "token tables went unread: tables" in run("tables", "two", "--profile", "trace")
 
 
 @pytest.mark.usefixtures("files")

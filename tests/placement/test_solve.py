@@ -99,7 +99,9 @@ def test_a_cap_that_cannot_be_kept_is_named_and_best_effort_gives_a_plan():
         num_tokens=FIT.num_tokens,
         sample=RoutingSample(expert_ids=expert_ids, request_ids=FIT.sample.request_ids),
     )
-    with pytest.raises(InfeasibleError, match=r"layer 1: .* above the cap of 1\.05 \(expert 5 alone has 2\.0"):
+    with pytest.raises(
+        InfeasibleError, match=r"layer 1: .* above the cap of 1\.05 \(expert 5 alone has 2\.0.*give --max-imbalance"
+    ):
         solve(hot, 4)
     assert check_plan(solve(hot, 4, best_effort=True), hot).is_legal
 

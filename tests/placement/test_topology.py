@@ -82,5 +82,5 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"topology\.json cannot be read"):
         Topology.load(path)
     path.write_text('{"ranks_per_node": [2], "x": 1}', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"topology\.json: the topology has unknown keys"):
+    with pytest.raises(ArtifactError, match=r"topology\.json: the topology has unknown keys"):
         Topology.load(path)
