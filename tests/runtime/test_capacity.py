@@ -80,8 +80,9 @@ def test_tokens_of_high_priority_are_the_last_to_be_dropped(compiled_model, choi
         plain(tokens)
     bounded, free = outputs[0], outputs[1]
     chosen = (tokens == tokens[2, 3]).flatten()
-    assert torch.equal(bounded.view_as(free)[chosen], free[chosen])
-    assert not torch.equal(bounded[~chosen], free[~chosen])
+    same = torch.isclose(bounded.view_as(free), free, rtol=1e-4, atol=1e-5).all(dim=-1)
+    assert same[chosen].all()
+    assert not same[~chosen].all()
 
 
 def test_first_come_first_served_drops_the_last_tokens(compiled_model):
