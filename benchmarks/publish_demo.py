@@ -18,11 +18,6 @@ BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 PACKAGES = ("torch", "transformers", "numpy", "numba")
 
 
-def shown_in(readme: str) -> str:
-    """The text between the README's markers."""
-    return readme.split(BEGIN, 1)[1].split(END, 1)[0].strip()
-
-
 def with_shown(readme: str, result: str) -> str:
     """The README's text with `result` between its markers."""
     before, rest = readme.split(BEGIN, 1)

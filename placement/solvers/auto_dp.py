@@ -32,7 +32,7 @@ from specmoe.placement.solvers.replicated_layer import (
 )
 from specmoe.placement.solvers.request_clusters import clustered_homes, even_homes, request_features
 from specmoe.placement.solvers.requests import Requests
-from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -68,12 +68,12 @@ class DpSearch:
     def homes_of_set(self, layer: int, share: NDArray[np.float64]) -> NDArray[np.float64]:
         """float64 [S, R]: how many tokens of each of the layer's sets start on each rank; share: float64 [Q, R]."""
         sets = self.problems[layer].sets
-        return sum_by_set(sets.set_of_token, self.requests.request_of_token, share, len(sets.sets))
+        return sum_over_tokens(self.requests.request_of_token, sets.set_of_token, share, len(sets.sets))
 
     def cost_per_token(self, cost_of_set: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         """float64 [Q, R]: mean copies per token and layer of each request by home; cost_of_set: [S, R] per layer."""
         total = self.each_layer(
-            lambda layer: sum_by_row(
+            lambda layer: sum_over_tokens(
                 self.problems[layer].sets.set_of_token,
                 self.requests.request_of_token,
                 cost_of_set[layer],

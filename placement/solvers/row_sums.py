@@ -1,4 +1,4 @@
-"""Carry values between a layer's distinct expert sets and the rows that tokens are grouped by (requests, token ids)."""
+"""Carry values along tokens: from expert sets to the rows that tokens are grouped by (requests, token ids), or back."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,26 +7,16 @@ from specmoe.compiled import compiled
 
 
 @compiled
-def sum_by_row(
-    set_of_token: NDArray[np.int32], row_of_token: NDArray[np.int32], value_of_set: NDArray[np.float64], num_rows: int
+def sum_over_tokens(
+    source_of_token: NDArray[np.int32],
+    target_of_token: NDArray[np.int32],
+    value_of_source: NDArray[np.float64],
+    num_targets: int,
 ) -> NDArray[np.float64]:
-    """float64 [num_rows, R]: `value_of_set` [S, R] summed over the tokens of each row."""
-    total = np.zeros((num_rows, value_of_set.shape[1]))
-    for token in range(len(set_of_token)):
-        row, which = row_of_token[token], set_of_token[token]
+    """float64 [num_targets, R]: `value_of_source` [N, R] summed over the tokens of each target."""
+    total = np.zeros((num_targets, value_of_source.shape[1]))
+    for token in range(len(source_of_token)):
+        source, target = source_of_token[token], target_of_token[token]
         for rank in range(total.shape[1]):
-            total[row, rank] += value_of_set[which, rank]
-    return total
-
-
-@compiled
-def sum_by_set(
-    set_of_token: NDArray[np.int32], row_of_token: NDArray[np.int32], share_of_row: NDArray[np.float64], num_sets: int
-) -> NDArray[np.float64]:
-    """float64 [num_sets, R]: `share_of_row` [N, R] summed over the tokens that use each set."""
-    total = np.zeros((num_sets, share_of_row.shape[1]))
-    for token in range(len(set_of_token)):
-        row, which = row_of_token[token], set_of_token[token]
-        for rank in range(total.shape[1]):
-            total[which, rank] += share_of_row[row, rank]
+            total[target, rank] += value_of_source[source, rank]
     return total

@@ -21,7 +21,7 @@ from specmoe.placement.solvers.replicated_layer import (
     holds_of,
     settle,
 )
-from specmoe.placement.solvers.row_sums import sum_by_row, sum_by_set
+from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
@@ -58,13 +58,15 @@ class _Search:
         if homes is None or self.rows is None:
             return self.uniform()
         sets = self.problem.sets
-        return sum_by_set(sets.set_of_token, self.rows.row_of_token, homes.share, len(sets.sets))
+        return sum_over_tokens(self.rows.row_of_token, sets.set_of_token, homes.share, len(sets.sets))
 
     def seat(self, cost_of_set: NDArray[np.float64], temperature: float) -> TokenHomes | None:
         """Where tokens start when each set costs `cost_of_set` [S, R] by home; None without token ids."""
         if self.rows is None:
             return None
-        total = sum_by_row(self.problem.sets.set_of_token, self.rows.raw_row_of_token, cost_of_set, self.rows.num_pairs)
+        total = sum_over_tokens(
+            self.problem.sets.set_of_token, self.rows.raw_row_of_token, cost_of_set, self.rows.num_pairs
+        )
         return held_out_homes(self.rows, total, self.price, temperature)
 
     def expected(self, homes: TokenHomes | None, cost_of_set: NDArray[np.float64]) -> float:
@@ -88,7 +90,7 @@ def solve_tp_layer(
     if rows is None:
         expected = float((search.uniform() * cost).sum()) / len(problem.sets.set_of_token)
         return TpLayer(copies=copies, table=None, expected=expected)
-    total = sum_by_row(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
+    total = sum_over_tokens(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
     scale = float(problem.machine.link.max()) or 1.0
     table = token_table(rows, total, search.price, scale, vocab_size)
     expected = held_out_cost(rows, cost[problem.sets.set_of_token], total, search.price, scale)
