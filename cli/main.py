@@ -12,6 +12,7 @@ COMMANDS = {
     "import": "Read another engine's routing record.",
     "solve": "Compute a placement plan from a profile.",
     "evaluate": "Replay a trace under plans and baselines.",
+    "inspect": "Tell what a file or folder of specmoe's is.",
     "reshard": "Compile a checkpoint into a plan's layout.",
     "verify": "Prove a compiled checkpoint whole and equivalent.",
     "export": "Hand a plan to a serving engine.",

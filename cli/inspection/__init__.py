@@ -1,0 +1,1 @@
+"""What `specmoe inspect` says of each kind of file, from its header alone."""

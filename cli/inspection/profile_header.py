@@ -1,0 +1,60 @@
+"""A routing profile from its header: how much was seen, and what can be done with it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from specmoe.cli.inspection.inspection import FileHeader, Inspection, counted
+from specmoe.errors import ArtifactError
+from specmoe.fields import entry, optional_entry
+
+PER_TOKEN = ("token_ids", "request_ids", "positions", "domain_ids", "gate_weights")
+
+
+def inspect_profile(header: FileHeader) -> Inspection:
+    """Facts and lines of the profile file `header`."""
+    facts = _facts(header)
+    return Inspection(
+        path=header.path,
+        kind="routing profile",
+        format=str(header.description["format"]),
+        num_bytes=header.num_bytes,
+        facts=facts,
+        lines=list(_lines(facts)),
+    )
+
+
+def _facts(header: FileHeader) -> dict[str, Any]:
+    shape = header.shape("expert_counts")
+    if shape is None or len(shape) != 2:
+        raise ArtifactError("tensor expert_counts is missing or has not two dimensions")
+    sample = header.shape("sample.expert_ids")
+    return {
+        "num_layers": shape[0],
+        "num_logical_experts": shape[1],
+        "top_k": entry(header.description, "top_k", int),
+        "num_tokens": entry(header.description, "num_tokens", int),
+        "num_sample_tokens": 0 if not sample else sample[0],
+        "sample_has": [name for name in PER_TOKEN if f"sample.{name}" in header.tensors],
+        "has_coactivation_counts": "coactivation_counts" in header.tensors,
+        "vocab_size": optional_entry(header.description, "vocab_size", int),
+        "num_expert_groups": optional_entry(header.description, "num_expert_groups", int),
+        "source": entry(header.description, "source", str),
+        "model_fingerprint": optional_entry(header.description, "model_fingerprint", str),
+    }
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    experts = counted(facts["num_logical_experts"], "expert")
+    groups = facts["num_expert_groups"] or 1
+    grouped = f" in {groups:,} groups" if groups > 1 else ""
+    yield "model", f"{counted(facts['num_layers'], 'MoE layer')}, {experts}{grouped}, top-{facts['top_k']}"
+    yield "seen", counted(facts["num_tokens"], "token")
+    if facts["num_sample_tokens"]:
+        yield "sample", f"{counted(facts['num_sample_tokens'], 'token')}, expert by expert: plans can be judged on it"
+        yield "known of each", ", ".join(facts["sample_has"]) or "nothing but its experts"
+    else:
+        yield "sample", "none, counts alone: good for evening out the load, not for traffic"
+    yield "co-activation", "counted" if facts["has_coactivation_counts"] else "not counted"
+    yield "vocabulary", "unknown" if facts["vocab_size"] is None else counted(facts["vocab_size"], "token id")
+    yield "source", facts["source"] or "not named"
+    yield "of the model", facts["model_fingerprint"] or "not named"
