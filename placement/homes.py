@@ -88,17 +88,25 @@ def assign_requests(lengths: NDArray[np.int64], pull: NDArray[np.float64]) -> ND
     longest = 0
     for request in range(num_requests):
         longest = max(longest, lengths[request])
-        ceiling = filled.min() + longest
-        best, best_pull, best_filled = -1, -np.inf, 0
-        for rank in range(ep_size):
-            if filled[rank] > ceiling:
-                continue
-            strength = pull[request, rank]
-            if best < 0 or strength > best_pull or (strength == best_pull and filled[rank] < best_filled):
-                best, best_pull, best_filled = rank, strength, filled[rank]
-        home[request] = best
-        filled[best] += lengths[request]
+        home[request] = strongest_pull(pull[request], filled, longest)
+        filled[home[request]] += lengths[request]
     return home
+
+
+@compiled
+def strongest_pull(pull: NDArray[np.float64], filled: NDArray[np.int64], longest: int) -> int:
+    """The rank for one request by the rule of `dp_homes`; pull: float64 [R]; filled: int64 [R], tokens so far; longest:
+    of the requests so far, this one included.
+    """
+    ceiling = filled.min() + longest
+    best = -1
+    for rank in range(len(filled)):
+        if filled[rank] > ceiling:
+            continue
+        is_tie = best >= 0 and pull[rank] == pull[best]
+        if best < 0 or pull[rank] > pull[best] or (is_tie and filled[rank] < filled[best]):
+            best = rank
+    return best
 
 
 def tp_homes(

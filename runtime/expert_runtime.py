@@ -9,13 +9,13 @@ import torch
 from specmoe.errors import UsageError
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.request_router import route_requests
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.counters import Counters, LayerCounts
 from specmoe.runtime.exchange import Exchange
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import ForwardPass, LayerCapacity
 from specmoe.runtime.moe_layer import MoeLayer
-from specmoe.runtime.requests import assign_requests
 from specmoe.runtime.shuffle import Shuffle
 from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.workers import Workers
@@ -86,7 +86,7 @@ class ExpertRuntime:
         """The process for each of several requests, given in order of arrival by the token ids of their prompts."""
         if isinstance(self.homes, TokenHomes):
             raise UsageError("under tp attention every process runs every request; none has requests of its own")
-        ranks = assign_requests(self.plan, token_ids)
+        ranks = route_requests(self.plan, token_ids)
         return [rank // self.workers.ranks_per_process for rank in ranks]
 
     def pin_requests(self, ranks: Sequence[int] | None) -> None:

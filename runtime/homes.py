@@ -6,7 +6,7 @@ import torch
 
 from specmoe.errors import UsageError
 from specmoe.placement.plan import PlacementPlan
-from specmoe.runtime.requests import RequestScheduler
+from specmoe.placement.request_router import RequestRouter
 from specmoe.runtime.workers import Workers
 
 
@@ -18,9 +18,9 @@ class BatchHomes:
     """
 
     def __init__(self, plan: PlacementPlan, workers: Workers) -> None:
-        self._plan = plan
         self._ranks = workers.own_ranks
         self._device = workers.device
+        self._router = RequestRouter(plan, ranks=self._ranks) if len(self._ranks) > 1 else None
         self._pinned: torch.Tensor | None = None
         self._of_request = self._tensor([self._ranks.start])
 
@@ -33,14 +33,14 @@ class BatchHomes:
 
     def begin_forward(self, input_ids: torch.Tensor | None, num_requests: int, *, is_start: bool) -> None:
         """Note the batch that runs next; input_ids: int64 [B, S] or None, B = num_requests."""
-        if len(self._ranks) == 1 and self._pinned is None:
+        if self._router is None and self._pinned is None:
             return
         if self._pinned is not None and len(self._pinned) == num_requests:
             self._of_request = self._pinned
-        elif is_start or len(self._of_request) != num_requests:
-            scheduler = RequestScheduler(self._plan, self._ranks)
+        elif self._router is not None and (is_start or len(self._of_request) != num_requests):
+            self._router.reset()
             rows: list[list[int]] = [[]] * num_requests if input_ids is None else input_ids.tolist()
-            self._of_request = self._tensor([scheduler.place(row) for row in rows])
+            self._of_request = self._tensor([self._router.route(row) for row in rows])
 
     def of_tokens(self, _row: int, num_tokens: int) -> torch.Tensor:
         """int32 [T]: the home rank of each token of the running forward pass, whose tokens are in batch order."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specmoe.placement.evaluate import evaluate as evaluate
     from specmoe.placement.plan import PlacementPlan as PlacementPlan
+    from specmoe.placement.request_router import RequestRouter as RequestRouter
     from specmoe.placement.reshard.compile import reshard as reshard
     from specmoe.placement.solve import solve as solve
     from specmoe.placement.topology import Topology as Topology
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "CapacityPolicy": "specmoe.runtime.capacity",
     "PlacementPlan": "specmoe.placement.plan",
+    "RequestRouter": "specmoe.placement.request_router",
     "RoutingProfile": "specmoe.profiler.routing_profile",
     "Topology": "specmoe.placement.topology",
     "evaluate": "specmoe.placement.evaluate",
