@@ -13,6 +13,7 @@ COMMANDS = {
     "solve": "Compute a placement plan from a profile.",
     "evaluate": "Replay a trace under plans and baselines.",
     "inspect": "Tell what a file or folder of specmoe's is.",
+    "drift": "Tell how far routing has moved, and whether to solve anew.",
     "reshard": "Compile a checkpoint into a plan's layout.",
     "verify": "Prove a compiled checkpoint whole and equivalent.",
     "export": "Hand a plan to a serving engine.",

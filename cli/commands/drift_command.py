@@ -1,0 +1,100 @@
+"""`specmoe drift`: how far two profiles differ, what a plan loses on the newer one, and whether to solve anew."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from specmoe.placement.drift.drift import Drift, PlanDrift
+
+
+@click.command(name="drift")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--plan", type=click.Path(path_type=Path), help="The plan in use: what it loses decides the verdict.")
+@click.option("--tolerance", type=float, default=0.05, show_default=True, help="The loss that is worth a new plan.")
+@click.option("--no-solve", is_flag=True, help="Do not solve anew: compare the plan's cost on NEW with that on OLD.")
+@click.option("--time-limit", type=float, help="Seconds for solving anew.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split of the new requests.")
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+def command(
+    old: Path,
+    new: Path,
+    plan: Path | None,
+    tolerance: float,
+    no_solve: bool,
+    time_limit: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare profile NEW with profile OLD of the same model, and say whether to keep the plan or to re-solve.
+
+    The distance is the share of (token, expert) pairs that went to other experts, beside the distance that two random
+    groups of the same requests would have. With --plan a second plan is solved from half of NEW's requests, and both
+    are judged on the other half: that is what re-solving is worth.
+
+    \b
+    specmoe drift january.profile june.profile
+    specmoe drift january.profile june.profile --plan experts.plan
+    specmoe drift january.profile june.profile --plan experts.plan --no-solve --json
+    """
+    from rich.console import Console
+
+    from specmoe.cli.solve_report import SolveBar
+    from specmoe.placement.drift.drift import drift
+
+    with SolveBar(visible=sys.stderr.isatty()) as bar:
+        found = drift(
+            old,
+            new,
+            plan,
+            tolerance=tolerance,
+            solve_anew=not no_solve,
+            time_limit=time_limit,
+            seed=seed,
+            on_progress=bar.show,
+        )
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(_distances(found))
+    if found.plan is not None:
+        console.print(_plan_table(found.plan))
+    console.print(f"{found.verdict}: {found.reason}", soft_wrap=True)
+
+
+def _distances(found: "Drift") -> "Table":
+    from rich.table import Table
+
+    table = Table("", "share of pairs", title="How far the routing moved (mean over layers)", title_justify="left")
+    farthest = max(range(len(found.layer_ids)), key=lambda layer: found.distance_of_layer[layer])
+    table.add_row("to other experts", f"{found.distance:.1%}")
+    table.add_row("  by chance, at most", "unknown" if found.by_chance is None else f"{found.by_chance:.1%}")
+    table.add_row(f"  in layer {found.layer_ids[farthest]}, the farthest", f"{found.distance_of_layer[farthest]:.1%}")
+    table.add_row(
+        "to other pairs of experts", "unknown" if found.pair_distance is None else f"{found.pair_distance:.1%}"
+    )
+    return table
+
+
+def _plan_table(drifted: "PlanDrift") -> "Table":
+    from rich.table import Table
+
+    table = Table("", "remote copies per token", "served at home", "load imbalance", title=drifted.name)
+    rows = [
+        ("plan, on OLD", drifted.on_old),
+        ("plan, on NEW", drifted.on_new),
+        ("plan, on half of NEW's requests", drifted.kept),
+        ("solved from the other half", drifted.solved_anew),
+    ]
+    for name, metrics in rows:
+        if metrics is not None:
+            local = f"{metrics.local_activation_rate:.0%}"
+            table.add_row(name, f"{metrics.remote_copies_per_token:.3f}", local, f"{metrics.load_imbalance:.3f}")
+    return table
