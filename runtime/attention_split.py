@@ -1,9 +1,12 @@
 """Keep one process's heads of an attention module: the module then yields its part of the sum over heads.
 
 What is split is data: projections whose output rows are heads, those whose input columns are heads, parameters with
-one entry per head, and what every process keeps whole. A module with anything else is refused by name.
+one entry per head, and what every process keeps whole. A module with anything else is refused by name. The tensors of
+a checkpoint are cut by the same tables before they are read: stored whole, a process touches its own part.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +21,34 @@ WHOLE = {"q_a_proj", "q_a_layernorm", "kv_a_proj_with_mqa", "kv_a_layernorm"}
 # Whole too, but only where they normalise each head by itself.
 HEAD_NORMS = {"q_norm", "k_norm"}
 
+_ATTENTION_NAME = re.compile(r"(?:.*\.)?layers\.\d+\.self_attn\.(?P<module>\w+?)(?:\.(?P<kind>weight|bias))?")
+
+
+def own_slices(tensors: Mapping[str, torch.Tensor], workers: Workers) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors by name, those of attention cut to the heads of `workers.process`.
+
+    Rows are views: where `tensors` are mapped files they stay there. Columns are copied.
+    """
+    return {name: _own_slice(name, tensor, workers) for name, tensor in tensors.items()}
+
+
+def _own_slice(name: str, tensor: torch.Tensor, workers: Workers) -> torch.Tensor:
+    match = _ATTENTION_NAME.fullmatch(name)
+    if match is None:
+        return tensor
+    if match["module"] in HEAD_ROWS or (match["kind"] is None and match["module"] in HEAD_ENTRIES):
+        return _part(tensor, 0, workers)
+    if match["module"] in HEAD_COLUMNS and match["kind"] == "weight":
+        return _part(tensor, 1, workers).contiguous()
+    return tensor
+
+
+def _part(tensor: torch.Tensor, dim: int, workers: Workers) -> torch.Tensor:
+    return tensor.chunk(workers.world_size, dim=dim)[workers.process]
+
 
 def split_attention(attention: Any, config: Any, workers: Workers) -> None:
-    """Keep the heads of `workers.process` in `attention`, in place.
+    """Give the parameters of `attention`, which is on the meta device, the sizes of `workers.process`'s heads.
 
     Raises `UsageError` when the heads cannot be divided by the number of processes, and `CheckpointError` for a kind
     of attention that cannot be split by heads; the message names the reason.
@@ -68,6 +96,5 @@ def _check_norm(attention: Any, name: str, norm: Any) -> None:
 
 
 def _keep(module: Any, name: str, dim: int, workers: Workers) -> None:
-    whole = getattr(module, name)
-    part = whole.detach().chunk(workers.world_size, dim=dim)[workers.process].contiguous().clone()
+    part = torch.empty_like(_part(getattr(module, name), dim, workers))
     setattr(module, name, torch.nn.Parameter(part, requires_grad=False))

@@ -1,18 +1,22 @@
 """Build the transformers model on the meta device, give its experts modules one process's slots, and fill it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from specmoe.pretrained import LOADING, UnknownModelError, check_loading_report, read_config, reading_with_transformers
+from specmoe.runtime.adopt_experts import adopt_experts
+from specmoe.runtime.attention_split import own_slices
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
+from specmoe.runtime.expert_parameters import ExpertParameters
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
+from specmoe.runtime.stored_weights import dequantize_shared, fp8_block
 from specmoe.runtime.token_homes import TokenHomes
-from specmoe.runtime.tp_layer import split_model
+from specmoe.runtime.tp_layer import shuffle_tokens, split_heads
 from specmoe.runtime.workers import Workers
 
 if TYPE_CHECKING:
@@ -24,49 +28,66 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 def build_model(
     files: CompiledFiles, workers: Workers, dtype: torch.dtype | None, capacity: CapacityPolicy | None
 ) -> "PreTrainedModel":
-    """This process's model, on `workers.device`; expert weights of other processes are never allocated.
+    """This process's model, on `workers.device`; weights of other processes are neither read nor allocated.
 
     Raises `UnknownModelError` when transformers has no such model and `CheckpointError` when a tensor is missing or
     does not fit, or the configuration cannot be read.
     """
     register_experts_function()
-    experts = files.expert_tensors(workers.own_ranks)
-    model = _fill(files, files.shared_tensors() | experts, experts, dtype)
+    experts = files.expert_parameters(workers.own_ranks)
+    has_own_heads = files.plan.attention == "tp" and workers.world_size > 1
+    model = _fill(files, experts, workers if has_own_heads else None, dtype)
+    experts.place(model, workers.device)
     model = model.to(workers.device).requires_grad_(False).eval()
     modules = [model.get_submodule(name) for name in files.manifest.expert_modules]
-    hidden_size = model.config.get_text_config().hidden_size
     blocks = [model.get_submodule(name.rpartition(".")[0]) for name in files.manifest.expert_modules]
+    for block, module in zip(blocks, modules, strict=True):
+        adopt_experts(block, module)
+    hidden_size = model.config.get_text_config().hidden_size
     runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity)
-    if isinstance(runtime.homes, TokenHomes) and workers.world_size > 1:
-        runtime.shuffle = split_model(model, workers, runtime.homes, files.plan.layer_ids.tolist())
+    if isinstance(runtime.homes, TokenHomes) and has_own_heads:
+        runtime.shuffle = shuffle_tokens(model, workers, runtime.homes, files.plan.layer_ids.tolist())
     _attach(model, runtime, modules)
     return cast("PreTrainedModel", model)
 
 
-def _fill(
-    files: CompiledFiles, tensors: dict[str, torch.Tensor], experts: dict[str, torch.Tensor], dtype: torch.dtype | None
-) -> Any:
+def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | None, dtype: torch.dtype | None) -> Any:
+    """The model on the CPU, its expert parameters empty; own_heads: whose share of the heads it has, None: all."""
     from transformers import GenerationConfig
 
     config = read_config(files.folder)
     model_class = _model_class(files, config)
-    sized_class = _with_slots(model_class, experts)
+    dtype = dtype or _stated_dtype(config) or experts.dtype or torch.bfloat16
+    tensors = dequantize_shared(files.shared_tensors(), fp8_block(files.quantization), dtype)
+    if files.quantization:
+        # What was quantized is not any more.
+        del config.quantization_config
+    if own_heads is not None:
+        tensors = own_slices(tensors, own_heads)
+    # Of one element each, whatever their shape: the experts' weights go straight to their place.
+    empty = {name: torch.empty(1, dtype=dtype).expand(shape) for name, shape in experts.shapes.items()}
+    sized_class = _with_sizes(model_class, experts.shapes, own_heads)
     with reading_with_transformers(f"{files.folder} cannot be loaded"):
         model, report = sized_class.from_pretrained(
             None,
             config=config,
-            state_dict=tensors,
-            dtype="auto" if dtype is None else dtype,
+            state_dict=tensors | empty,
+            dtype=dtype,
             experts_implementation=IMPLEMENTATION,
             **LOADING,
         )
     check_loading_report(files.folder, report)
-    # The class that users know; the one above only gave the experts their sizes.
+    # The class that users know; the one above only gave the parameters their sizes.
     model.__class__ = model_class
     if GENERATION_CONFIG_FILE in files.manifest.files:
         with reading_with_transformers(f"{files.folder / GENERATION_CONFIG_FILE} cannot be read"):
             model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
     return model
+
+
+def _stated_dtype(config: Any) -> torch.dtype | None:
+    stated = config.dtype
+    return getattr(torch, stated, None) if isinstance(stated, str) else stated
 
 
 def _model_class(files: CompiledFiles, config: Any) -> Any:
@@ -81,17 +102,20 @@ def _model_class(files: CompiledFiles, config: Any) -> Any:
         ) from None
 
 
-def _with_slots(model_class: Any, experts: dict[str, torch.Tensor]) -> Any:
-    """A subclass of `model_class` whose experts parameters have the shapes of `experts`, by parameter name."""
+def _with_sizes(model_class: Any, shapes: Mapping[str, Sequence[int]], own_heads: Workers | None) -> Any:
+    """A subclass of `model_class` whose experts parameters have these `shapes`, by name, and its attention the heads
+    of `own_heads`."""
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        for name, tensor in experts.items():
+        for name, shape in shapes.items():
             module_name, _, parameter_name = name.rpartition(".")
             module = self.get_submodule(module_name)
             made = getattr(module, parameter_name)
-            empty = torch.empty(tensor.shape, dtype=made.dtype, device="meta")
+            empty = torch.empty(tuple(shape), dtype=made.dtype, device="meta")
             setattr(module, parameter_name, torch.nn.Parameter(empty, requires_grad=False))
+        if own_heads is not None:
+            split_heads(self, own_heads)
 
     namespace = {"__init__": wraps(model_class.__init__)(init), "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), namespace)

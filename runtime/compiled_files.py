@@ -2,16 +2,22 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from specmoe.artifact import read_description
+from specmoe.checkpoint import CONFIG_FILE
 from specmoe.errors import ArtifactError, MismatchError
 from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.manifest import PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
-from specmoe.runtime.mapped_tensors import map_tensors
+from specmoe.runtime.expert_parameters import ExpertParameters
+from specmoe.runtime.mapped_tensors import MappedFile
+from specmoe.runtime.stored_weights import fp8_block
+from specmoe.safetensors_header import parse_json_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +37,6 @@ class CompiledFiles:
                 f"{folder} has the layout 'hf', which transformers loads by itself; "
                 "specmoe.load expects one compiled with --layout ranks"
             )
-        if manifest.expert_format != "fused":
-            raise MismatchError(
-                f"{folder} holds quantized experts, which this runtime cannot multiply; "
-                "compile an unquantized checkpoint, or use --layout hf with an engine that can"
-            )
         if unlisted := manifest.unlisted_files(folder):
             raise ArtifactError(
                 f"{folder} holds {unlisted[0]}, which its manifest does not list and which would change the model "
@@ -50,6 +51,13 @@ class CompiledFiles:
                 f"{manifest.ep_size} and {len(manifest.expert_modules)}"
             )
         return cls(folder=folder, manifest=manifest, plan=plan)
+
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        """`quantization_config` of the model's configuration, empty where it has none."""
+        path = self.folder / CONFIG_FILE
+        stated = parse_json_object(path, path.read_bytes()).get("quantization_config")
+        return stated if isinstance(stated, dict) else {}
 
     def names_for(self, ranks: range) -> list[str]:
         """Every file that the process which holds `ranks` may read: all but the rank files of the others."""
@@ -74,21 +82,15 @@ class CompiledFiles:
 
     def shared_tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that is not a routed expert's, under the source checkpoint's name, mapped into memory."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name in self.manifest.shared_files:
-            tensors |= map_tensors(self.folder / name)
-        return tensors
+        files = [MappedFile(self.folder / name) for name in self.manifest.shared_files]
+        return {name: tensor for file in files for name, tensor in file.tensors.items()}
 
-    def expert_tensors(self, ranks: range) -> dict[str, torch.Tensor]:
-        """The expert tensors of consecutive `ranks`, dimension 0 being their slots in order; one rank's are mapped."""
-        by_rank = [self._rank_tensors(rank) for rank in ranks]
-        if any(tensors.keys() != by_rank[0].keys() for tensors in by_rank):
-            raise ArtifactError(f"the rank files of {self.folder} name different tensors; compile the checkpoint again")
-        if len(by_rank) == 1:
-            return by_rank[0]
-        return {name: torch.cat([tensors[name] for tensors in by_rank]) for name in by_rank[0]}
+    def expert_parameters(self, ranks: range) -> ExpertParameters:
+        """The expert parameters of consecutive `ranks`, from their files and no others."""
+        files = [self._rank_file(rank) for rank in ranks]
+        return ExpertParameters.of_files(files, self.manifest.expert_modules, fp8_block(self.quantization))
 
-    def _rank_tensors(self, rank: int) -> dict[str, torch.Tensor]:
+    def _rank_file(self, rank: int) -> MappedFile:
         path = self.folder / self.manifest.rank_file(rank)
         description = read_description(path)
         expected = {
@@ -100,9 +102,9 @@ class CompiledFiles:
         for key, value in expected.items():
             if description.get(key) != value:
                 raise MismatchError(f"{path} has {key} {description.get(key)!r} in its header, {value!r} was expected")
-        tensors = map_tensors(path)
+        file = MappedFile(path)
         slots = int(self.plan.slot_offsets[rank + 1] - self.plan.slot_offsets[rank])
-        for name, tensor in tensors.items():
-            if tensor.dim() == 0 or tensor.shape[0] != slots:
+        for name, entry in file.entries.items():
+            if not entry.shape or entry.shape[0] != slots:
                 raise ArtifactError(f"{path}: tensor {name} does not hold the rank's {slots} slots")
-        return tensors
+        return file

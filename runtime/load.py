@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specmoe.checkpoint import CONFIG_FILE
 from specmoe.device import usable_device
 from specmoe.errors import UsageError
 from specmoe.runtime.build_model import build_model
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import runtime_of
+from specmoe.runtime.stored_weights import require_known_quantization
 from specmoe.runtime.workers import Workers, default_device, failing_together, require_equal, start_default_group
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ def _load_own_part(
     if workers.device.type == "cuda":
         # Kernels run on the current device, and collectives of objects send from it.
         torch.cuda.set_device(workers.device)
+    # First what is small: the rest of a checkpoint that cannot be run need not be read.
+    files.check([CONFIG_FILE], hashes=verify_hashes)
+    require_known_quantization(files.quantization, str(out))
     files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
     return build_model(files, workers, chosen_dtype, capacity)
 

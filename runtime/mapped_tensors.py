@@ -1,5 +1,7 @@
 """Map the tensors of a safetensors file into memory: nothing is read before it is used, and processes share pages."""
 
+import mmap
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,28 +22,47 @@ _TORCH_DTYPES = {
     "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
-def map_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name, on the CPU; writing to one changes memory, never the file.
+class MappedFile:
+    """A safetensors file; its tensors share one mapping, and writing to one changes memory, never the file.
 
-    Raises `CheckpointError` for a damaged header, `ArtifactError` for a dtype that this runtime has no use for.
+    Raises `CheckpointError` for a damaged header.
     """
-    entries = read_header(path)
-    if not entries:
-        return {}
-    size = path.stat().st_size
-    file_bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return {name: _view(path, name, entry, file_bytes) for name, entry in entries.items()}
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = read_header(path)
 
-def _view(path: Path, name: str, entry: TensorEntry, file_bytes: torch.Tensor) -> torch.Tensor:
-    dtype = _TORCH_DTYPES.get(entry.dtype)
-    if dtype is None:
-        raise ArtifactError(f"{path}: tensor {name} is {entry.dtype}, which this runtime cannot use")
-    own = file_bytes[entry.begin : entry.end]
-    # A file of mixed dtypes may start a tensor where its elements are not aligned.
-    if entry.begin % dtype.itemsize:
-        own = own.clone()
-    return own.view(dtype).view(entry.shape)
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, on the CPU; raises `ArtifactError` for a dtype that this runtime has no use for."""
+        return {name: self._view(name, entry) for name, entry in self.entries.items()}
+
+    def forget(self, name: str) -> None:
+        """Take the pages of a tensor that has been copied off this process's memory; reading it maps them again."""
+        entry = self.entries[name]
+        begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        if begin < entry.end:
+            self._mapping.madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
+
+    @cached_property
+    def _mapping(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    @cached_property
+    def _bytes(self) -> torch.Tensor:
+        return torch.frombuffer(self._mapping, dtype=torch.uint8)
+
+    def _view(self, name: str, entry: TensorEntry) -> torch.Tensor:
+        dtype = _TORCH_DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise ArtifactError(f"{self.path}: tensor {name} is {entry.dtype}, which this runtime cannot use")
+        own = self._bytes[entry.begin : entry.end]
+        # A file of mixed dtypes may start a tensor where its elements are not aligned.
+        if entry.begin % dtype.itemsize:
+            own = own.clone()
+        return own.view(dtype).view(entry.shape)

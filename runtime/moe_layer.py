@@ -7,6 +7,7 @@ from specmoe.kernels.assign.assignment import Assignment
 from specmoe.kernels.combine.combine import combine
 from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.kernels.routing_tables import RoutingTables
+from specmoe.runtime.adopt_experts import weighs_inputs
 from specmoe.runtime.counters import Counters
 from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
@@ -35,6 +36,7 @@ class MoeLayer:
         self.row = row
         self._tables = tables
         self._experts = experts
+        self._weighs_inputs = weighs_inputs(experts)
         self._exchange = exchange
         self.homes = homes
         self._counters = counters
@@ -89,5 +91,9 @@ class MoeLayer:
         """[N, H]: each received row's weighted sum over the slots that it is for."""
         groups = group_by_slot(received.slots, self._first_slot, self._num_slots)
         expanded = dispatch(received.hidden, groups.positions, num_pairs)
-        products = slot_product(self._experts, expanded, groups.slot_offsets)
-        return combine(products, groups.positions, received.weights)
+        if not self._weighs_inputs:
+            products = slot_product(self._experts, expanded, groups.slot_offsets)
+            return combine(products, groups.positions, received.weights)
+        weights = dispatch(received.weights.view(-1, 1), groups.positions.view(-1, 1), num_pairs)
+        products = slot_product(self._experts, expanded * weights.to(expanded.dtype), groups.slot_offsets)
+        return combine(products, groups.positions, None)

@@ -17,14 +17,12 @@ from specmoe.runtime.workers import Workers
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
-def split_model(model: Any, workers: Workers, homes: TokenHomes, layer_ids: Sequence[int]) -> Shuffle:
-    """Split every decoder layer of `model` over the processes, in place; layer_ids: the MoE layers, by row.
+def split_heads(model: Any, workers: Workers) -> None:
+    """Give every decoder layer of `model`, which is on the meta device, this process's share of the heads.
 
     Raises `CheckpointError` or `UsageError`, naming the reason, where the model cannot be split so.
     """
-    shuffle = Shuffle(workers)
-    row_of = {layer_id: row for row, layer_id in enumerate(layer_ids)}
-    for layer_id, layer in enumerate(model.get_decoder().layers):
+    for layer in model.get_decoder().layers:
         parts = {name for name, _ in layer.named_children()}
         if parts != PARTS:
             raise CheckpointError(
@@ -32,6 +30,14 @@ def split_model(model: Any, workers: Workers, homes: TokenHomes, layer_ids: Sequ
                 "solve with --attention dp"
             )
         split_attention(layer.self_attn, model.config.get_text_config(), workers)
+
+
+def shuffle_tokens(model: Any, workers: Workers, homes: TokenHomes, layer_ids: Sequence[int]) -> Shuffle:
+    """Have every decoder layer of a model that `split_heads` split send tokens to their homes; layer_ids: the MoE
+    layers, by row."""
+    shuffle = Shuffle(workers)
+    row_of = {layer_id: row for row, layer_id in enumerate(layer_ids)}
+    for layer_id, layer in enumerate(model.get_decoder().layers):
         # In place of the class's forward, whose arguments it takes.
         object.__setattr__(layer, "forward", TpForward(layer, row_of.get(layer_id), homes, shuffle))
     return shuffle

@@ -66,6 +66,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
         },
         (0, 1, 2),
     ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "intermediate_size": 24,
+            "intermediate_size_mlp": 40,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "head_dim": 8,
+            "moe_layers": [0, 2],
+            "attention_chunk_size": 16,
+        },
+        (0, 2),
+    ),
 }
 
 

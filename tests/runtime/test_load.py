@@ -21,7 +21,7 @@ load_module = importlib.import_module("specmoe.runtime.load")
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
-FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "llama4"]
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -273,7 +273,11 @@ DAMAGE = {
         ArtifactError,
         "not a relative path inside the folder",
     ),
-    "quantized experts": (_edit_manifest(lambda m: m.update(expert_format="stacked")), MismatchError, "quantized"),
+    "weights of a quantization that it cannot undo": (
+        partial(_change_config, quantization_config={"quant_method": "awq", "bits": 4}),
+        MismatchError,
+        "holds weights quantized with 'awq'",
+    ),
     "layout hf": (_edit_manifest(lambda m: m.update(layout="hf")), MismatchError, "--layout ranks"),
 }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("many_processes.py")
-FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+SPLIT_FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+FAMILIES = [*SPLIT_FAMILIES, "llama4"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def findings(compiled_model, tmp_path_factory):
         "models": {
             "four": {family: [str(m.source), str(m.compiled["cover"])] for family, m in made.items()},
             "two": {family: [str(m.source), str(m.compiled["static"])] for family, m in made.items()},
-            "tp2": {family: [str(m.source), str(m.compiled["tp"])] for family, m in made.items()},
+            "tp2": {family: [str(made[family].source), str(made[family].compiled["tp"])] for family in SPLIT_FAMILIES},
             "tp4": {f: [str(made[f].source), str(made[f].compiled["tp"])] for f in ("mixtral", "deepseek_v3")},
         },
         "any": str(made["olmoe"].compiled["cover"]),
@@ -72,7 +73,7 @@ def test_with_one_rank_per_process_every_remote_copy_is_a_row_on_the_wire(findin
     assert all(item["wire_is_remote"] for report in findings["four"].values() for item in report)
 
 
-SPLIT = [("tp2", 2, family) for family in FAMILIES if family != "olmoe"] + [("tp4", 4, "deepseek_v3")]
+SPLIT = [("tp2", 2, family) for family in SPLIT_FAMILIES if family != "olmoe"] + [("tp4", 4, "deepseek_v3")]
 
 
 @pytest.mark.parametrize(("run", "world_size", "family"), SPLIT)
