@@ -18,6 +18,8 @@ COMMANDS = {
     "verify": "Prove a compiled checkpoint whole and equivalent.",
     "export": "Hand a plan to a serving engine.",
     "generate": "Generate text from a compiled checkpoint.",
+    "doctor": "Tell what of this machine can be used.",
+    "completion": "Print the completion script for a shell.",
 }
 
 
