@@ -97,6 +97,15 @@ def relative_load(pairs_of_rank: NDArray[np.float64], speed_of_rank: NDArray[np.
     return load
 
 
+def load_from_counts(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
+    """float64 [L, R]: `relative_load` when each of the R home ranks has 1/R of every expert's tokens."""
+    pairs = np.zeros((plan.num_layers, plan.ep_size), dtype=np.float64)
+    for layer, counts in enumerate(profile.expert_counts):
+        shares = np.broadcast_to(counts / plan.ep_size, plan.dispatch_rank[layer].shape)
+        np.add.at(pairs[layer], plan.dispatch_rank[layer], shares)
+    return relative_load(pairs, plan.topology.speed_of_rank)
+
+
 def _check_on_profile(plan: PlacementPlan, profile: RoutingProfile, max_imbalance: float | None) -> CheckReport:
     try:
         refuse_other_model("given", plan, profile)
@@ -105,13 +114,13 @@ def _check_on_profile(plan: PlacementPlan, profile: RoutingProfile, max_imbalanc
         return CheckReport(violations=(violation,), objective=None, metrics=None, load_of_rank=None)
     objective, metrics = None, None
     if profile.sample is None or profile.sample.num_tokens == 0:
-        pairs = _pairs_from_counts(plan, profile)
+        load = load_from_counts(plan, profile)
     else:
         traffic = _traffic(plan, profile)
         pairs = np.stack([layer.pairs_of_rank for layer in traffic]).astype(np.float64)
+        load = relative_load(pairs, plan.topology.speed_of_rank)
         metrics = mean_metrics([layer.metrics() for layer in traffic])
         objective = objective_of(metrics, plan.topology)
-    load = relative_load(pairs, plan.topology.speed_of_rank)
     broken = list(_load_violations(plan, load, max_imbalance)) if max_imbalance is not None else []
     if objective is not None and plan.profile_fingerprint == profile.fingerprint:
         broken += _objective_violations(plan, objective)
@@ -122,15 +131,6 @@ def _traffic(plan: PlacementPlan, profile: RoutingProfile) -> list[LayerTraffic]
     sample = profile.require_sample("measuring a plan")
     homes = homes_of(plan, sample)
     return [layer_traffic(plan, sample, layer, homes[layer]) for layer in range(plan.num_layers)]
-
-
-def _pairs_from_counts(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
-    """float64 [L, R]: the pairs that each rank serves when each of the R ranks has 1/R of every expert's tokens."""
-    pairs = np.zeros((plan.num_layers, plan.ep_size), dtype=np.float64)
-    for layer, counts in enumerate(profile.expert_counts):
-        shares = np.broadcast_to(counts / plan.ep_size, plan.dispatch_rank[layer].shape)
-        np.add.at(pairs[layer], plan.dispatch_rank[layer], shares)
-    return pairs
 
 
 def _load_violations(plan: PlacementPlan, load: NDArray[np.float64], max_imbalance: float) -> Iterator[Violation]:

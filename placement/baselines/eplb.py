@@ -29,11 +29,11 @@ def eplb_ranks(
 ) -> RankExperts:
     """The experts of each rank for one layer; counts: int64 [E], slots_of_rank: int32 [R], at least E in all."""
     experts = np.arange(len(counts))
-    if not _is_hierarchical(len(counts), slots_of_rank, ranks_per_node, num_groups):
+    if not is_hierarchical(len(counts), slots_of_rank, ranks_per_node, num_groups):
         return _replicate_and_pack(experts, counts, slots_of_rank)
     held: RankExperts = []
     first_rank = 0
-    for groups in _pack_groups(counts.reshape(num_groups, -1).sum(axis=1), len(ranks_per_node)):
+    for groups in pack_groups(counts.reshape(num_groups, -1).sum(axis=1), len(ranks_per_node)):
         own = experts.reshape(num_groups, -1)[groups].ravel()
         last_rank = first_rank + ranks_per_node[0]
         held += _replicate_and_pack(own, counts[own], slots_of_rank[first_rank:last_rank])
@@ -41,7 +41,7 @@ def eplb_ranks(
     return held
 
 
-def _is_hierarchical(
+def is_hierarchical(
     num_experts: int, slots_of_rank: NDArray[np.int32], ranks_per_node: tuple[int, ...], num_groups: int
 ) -> bool:
     """Whether nodes can each take an equal share of the groups, and hold it without twins."""
@@ -51,7 +51,7 @@ def _is_hierarchical(
     return num_nodes > 1 and is_even and divides and int(slots_of_rank[0]) <= num_experts // num_nodes
 
 
-def _pack_groups(load: NDArray[np.int64], num_nodes: int) -> list[list[int]]:
+def pack_groups(load: NDArray[np.int64], num_nodes: int) -> list[list[int]]:
     """Equally many groups for each node: by falling load, each to the least-loaded node that has room."""
     room = len(load) // num_nodes
     nodes: list[list[int]] = [[] for _ in range(num_nodes)]
@@ -94,16 +94,14 @@ def _pack(
             load[rank] += load_per_copy[expert]
             room[rank] -= 1
             continue
-        _place_by_exchange(expert, held, np.flatnonzero(room > 0).tolist(), load_per_copy)
+        place_by_exchange(expert, held, np.flatnonzero(room > 0).tolist(), load_per_copy)
         room = slots_of_rank - np.array([len(experts) for experts in held])
         load = np.array([load_per_copy[experts].sum() for experts in held])
         has_twin = np.array([[index in experts for experts in held] for index in range(len(copies))])
     return held
 
 
-def _place_by_exchange(
-    expert: int, held: RankExperts, with_room: list[int], load_per_copy: NDArray[np.float64]
-) -> None:
+def place_by_exchange(expert: int, held: RankExperts, with_room: list[int], load_per_copy: NDArray[np.float64]) -> None:
     """Place a copy though all ranks with room hold its twin: a full rank takes it and hands over another expert.
 
     Where slots differ so much that none can, the hottest expert that fits takes the slot instead.
