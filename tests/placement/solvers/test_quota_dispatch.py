@@ -8,11 +8,10 @@ from specmoe.placement.solvers.replica_counts import divisors, replica_counts
 
 
 def test_every_copy_serves_its_quota_its_own_rank_first_and_then_its_node() -> None:
-    # Expert 0 on ranks 0, 3 and 5 for 3, 2 and 1 homes; expert 1 on rank 2 for all.
-    experts, ranks = np.array([0, 1, 0, 0], dtype=np.int32), np.array([0, 2, 3, 5], dtype=np.int32)
-    node = np.array([0, 0, 0, 1, 1, 1], dtype=np.int32)
-    table = quota_dispatch(experts, np.array([3, 6, 2, 1]), ranks, node)
-    assert table.tolist() == [[0, 1], [0, 1], [0, 1], [2, 1], [2, 1], [3, 1]]
+    # Expert 0 sits on ranks 0 and 2, for 2 and 3 home ranks; expert 1 on rank 1, for all.
+    experts, ranks = np.array([0, 1, 0], dtype=np.int32), np.array([0, 1, 2], dtype=np.int32)
+    table = quota_dispatch(experts, np.array([2, 5, 3]), ranks, np.array([0, 0, 1, 1, 1], dtype=np.int32))
+    assert table.tolist() == [[0, 1], [0, 1], [2, 1], [2, 1], [2, 1]]
 
 
 def test_a_node_whose_copies_are_used_up_is_served_by_another() -> None:
