@@ -14,8 +14,8 @@ def progress_bar(requests: RequestStream, num_characters: int, shown: bool) -> I
 
     class Bar(tqdm):  # type: ignore[misc]
         def update(self, n: float | None = 1) -> Any:
-            # The length in tokens is not known before the end; the part tokenized so far says about how much it is.
-            self.total = round(requests.num_tokens * num_characters / max(1, requests.num_characters))
+            # The length in tokens is not known before the end.
+            self.total = requests.expected_tokens(num_characters)
             return super().update(n)
 
     with Bar(desc="profiling", unit=" tokens", unit_scale=True, disable=not shown, leave=False) as bar:

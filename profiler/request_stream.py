@@ -1,6 +1,8 @@
 """Turn a corpus into requests: token ids of at most `max_length`, each as the model would be served it."""
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +20,41 @@ BATCH_PIECES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One sequence to run. `index` counts requests in corpus order; token_ids: int32 [length]."""
+    """One sequence to run. `index` counts requests in corpus order; token_ids: int32 [length], of which the last
+    `num_generated` are the model's own.
+    """
 
     index: int
     domain_id: int
     token_ids: NDArray[np.int32]
+    num_generated: int = 0
 
 
 class RequestStream:
-    """Requests in corpus order.
+    """Requests in corpus order or, with `weights`, from all files in turn so that each has its share of the tokens.
 
     A document longer than `max_length` tokens is cut into chunks, each a request of its own that starts with what the
     tokenizer puts at a text's start (a beginning-of-sequence token, or nothing). `max_tokens` cuts the corpus off.
+    weights: one per file, in any unit; the corpus then ends with the first file that has nothing left. to_answer: a
+    chat ends with what the template puts before an answer.
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", max_length: int, max_tokens: int | None
+        self,
+        corpus: Corpus,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        max_tokens: int | None,
+        *,
+        weights: Sequence[float] = (),
+        to_answer: bool = False,
     ) -> None:
+        if weights and len(weights) != corpus.num_files:
+            raise UsageError(f"there are {len(weights)} weights for {corpus.num_files} data files; give one for each")
+        if not all(0 < weight < math.inf for weight in weights):
+            raise UsageError(f"the weights are {list(weights)}, positive numbers were expected")
+        self._weights = list(weights)
+        self._to_answer = to_answer
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
@@ -43,11 +63,13 @@ class RequestStream:
         if self._room < 1:
             raise UsageError(f"max_length is {max_length}, more than {len(self._prefix)} (the start tokens) is needed")
         self.max_length = max_length
-        self.num_characters = 0
         self.num_tokens = 0
+        # How far the tokenizer is, which is ahead of the requests.
+        self._tokenized_characters = 0
+        self._tokenized_tokens = 0
 
     def __iter__(self) -> Iterator[Request]:
-        for index, (domain_id, ids) in enumerate(self._chunks()):
+        for index, (domain_id, ids) in enumerate(self._mixed()):
             if self._max_tokens is not None and self.num_tokens + len(ids) >= self._max_tokens:
                 ids = ids[: self._max_tokens - self.num_tokens]
                 self.num_tokens += len(ids)
@@ -56,10 +78,29 @@ class RequestStream:
             self.num_tokens += len(ids)
             yield Request(index=index, domain_id=domain_id, token_ids=np.asarray(ids, dtype=np.int32))
 
-    def _chunks(self) -> Iterator[tuple[int, list[int]]]:
+    def expected_tokens(self, num_characters: int) -> int:
+        """About how many tokens a corpus of `num_characters` has, going by the part tokenized so far."""
+        expected = round(self._tokenized_tokens * num_characters / max(1, self._tokenized_characters))
+        return expected if self._max_tokens is None else min(expected, self._max_tokens)
+
+    def _mixed(self) -> Iterator[tuple[int, list[int]]]:
+        chunks = [self._chunks(number) for number in range(self._corpus.num_files)]
+        if not self._weights:
+            yield from itertools.chain.from_iterable(chunks)
+            return
+        filled = [0.0] * len(chunks)
+        while True:
+            emptiest = filled.index(min(filled))
+            chunk = next(chunks[emptiest], None)
+            if chunk is None:
+                return
+            filled[emptiest] += len(chunk[1]) / self._weights[emptiest]
+            yield chunk
+
+    def _chunks(self, number: int) -> Iterator[tuple[int, list[int]]]:
         rest: list[int] = []
         domain_id = 0
-        for piece, ids in self._tokenized():
+        for piece, ids in self._tokenized(number):
             if not piece.continues:
                 if rest:
                     yield domain_id, self._prefix + rest
@@ -72,9 +113,9 @@ class RequestStream:
         if rest:
             yield domain_id, self._prefix + rest
 
-    def _tokenized(self) -> Iterator[tuple[Piece, list[int]]]:
+    def _tokenized(self, number: int) -> Iterator[tuple[Piece, list[int]]]:
         batch: list[Piece] = []
-        for piece in self._corpus.pieces():
+        for piece in self._corpus.pieces_of(number):
             batch.append(piece)
             if len(batch) == BATCH_PIECES or len(piece.text) > 2**16:
                 yield from self._tokenize(batch)
@@ -85,8 +126,10 @@ class RequestStream:
         texts = [piece.text for piece in batch if piece.messages is None]
         plain = iter(self._encode(texts))
         for piece in batch:
-            self.num_characters += len(piece.text)
-            yield piece, next(plain) if piece.messages is None else self._apply_template(piece)
+            ids = next(plain) if piece.messages is None else self._apply_template(piece)
+            self._tokenized_characters += len(piece.text)
+            self._tokenized_tokens += len(ids)
+            yield piece, ids
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -99,7 +142,9 @@ class RequestStream:
 
         messages: Any = list(piece.messages or ())
         try:
-            ids: Any = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            ids: Any = self._tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=False, add_generation_prompt=self._to_answer
+            )
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise UsageError(f"{piece.where}: the model's chat template refuses these messages: {error}") from error
         token_ids: list[int] = list(ids)
