@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from specmoe.artifact import Array, Description, digest, read_artifact, write_artifact
 from specmoe.errors import ArtifactError
 from specmoe.fields import check_range, check_tensor, entry, optional_entry
+from specmoe.profiler.domain_counts import DomainCounts
+from specmoe.profiler.phase_counts import DECODE, PREFILL, DecodeCounts
 from specmoe.profiler.token_counts import TokenExpertCounts
 
 PROFILE_FORMAT = "specmoe.profile/1"
@@ -23,7 +25,7 @@ class RoutingSample:
 
     expert_ids: uint8 | uint16 [S, L, K], logical experts, K distinct ones per token and layer.
     gate_weights: float16 [S, L, K] or None; token_ids, request_ids, positions: int32 [S] or None;
-    domain_ids: int16 [S] or None.
+    domain_ids: int16 [S] or None; phases: int8 [S], `PREFILL` or `DECODE`, None where they are not kept apart.
     """
 
     expert_ids: Array
@@ -32,6 +34,7 @@ class RoutingSample:
     request_ids: NDArray[np.int32] | None = None
     positions: NDArray[np.int32] | None = None
     domain_ids: NDArray[np.int16] | None = None
+    phases: NDArray[np.int8] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -50,6 +53,8 @@ class RoutingSample:
             array = getattr(self, name)
             if array is not None:
                 check_tensor(f"sample.{name}", array, (dtype,), (self.num_tokens,))
+        if self.phases is not None:
+            check_range("sample.phases", self.phases, PREFILL, DECODE + 1)
         if self.request_ids is not None:
             _check_consecutive(self.request_ids)
 
@@ -63,7 +68,10 @@ class RoutingProfile:
     [L-1, E, E], entry [l, i, j] counts the tokens that used i in row l and j in row l+1; both None, with `sample` and
     `token_counts`, where the source had counts alone. `vocab_size` is V, or None where token ids are unknown.
     num_expert_groups: how many groups of consecutive experts the router chooses among first (`n_group` in the model's
-    configuration, 1 where it does not), None where that is unknown.
+    configuration, 1 where it does not), None where that is unknown. decode: the counts of generated tokens alone, where
+    these were kept apart. domains: the counts of each domain. seen_share: how much of the corpus a run had seen when it
+    was stopped, None for a whole one. too_long_requests: how many requests are not in the sample because they are
+    longer than all of it.
     """
 
     layer_ids: NDArray[np.int32]
@@ -79,6 +87,10 @@ class RoutingProfile:
     token_counts: TokenExpertCounts | None = None
     model_fingerprint: str | None = None
     source: str = ""
+    decode: DecodeCounts | None = None
+    domains: DomainCounts | None = None
+    seen_share: float | None = None
+    too_long_requests: int = 0
 
     def __post_init__(self) -> None:
         L, E = len(self.layer_ids), self.num_logical_experts
@@ -101,6 +113,12 @@ class RoutingProfile:
                 check_range("sample.token_ids", self.sample.token_ids, -1, self.vocab_size)
         if self.token_counts is not None:
             self.token_counts.check(L, E)
+        if self.decode is not None:
+            self.decode.check(L, E)
+        if self.domains is not None:
+            self.domains.check(self.expert_counts)
+        if self.seen_share is not None and not 0 <= self.seen_share <= 1:
+            raise ArtifactError(f"seen_share is {self.seen_share}, 0 to 1 was expected")
 
     def _check_pair_counts(self, L: int, E: int) -> None:
         if self.coactivation_counts is not None:
@@ -161,6 +179,10 @@ class RoutingProfile:
             num_expert_groups=optional_entry(description, "num_expert_groups", int),
             model_fingerprint=optional_entry(description, "model_fingerprint", str),
             source=entry(description, "source", str),
+            decode=DecodeCounts.from_file(tensors, description),
+            domains=DomainCounts.from_file(tensors, description),
+            seen_share=optional_entry(description, "seen_share", float),
+            too_long_requests=optional_entry(description, "too_long_requests", int) or 0,
         )
 
     def _tensors(self) -> dict[str, Array]:
@@ -174,9 +196,20 @@ class RoutingProfile:
             tensors |= {f"sample.{name}": array for name, array in present.items() if array is not None}
         if self.token_counts is not None:
             tensors |= self.token_counts.to_tensors()
+        if self.decode is not None:
+            tensors |= self.decode.to_tensors()
+        if self.domains is not None:
+            tensors |= self.domains.to_tensors()
         return tensors
 
     def _description(self) -> Description:
+        # Only what there is: a profile without these keeps the fingerprint that plans know it by.
+        optional = {
+            "num_decode_tokens": None if self.decode is None else self.decode.num_tokens,
+            "domains": None if self.domains is None else list(self.domains.names),
+            "seen_share": self.seen_share,
+            "too_long_requests": self.too_long_requests or None,
+        }
         return {
             "format": PROFILE_FORMAT,
             "num_logical_experts": self.num_logical_experts,
@@ -186,6 +219,7 @@ class RoutingProfile:
             "num_expert_groups": self.num_expert_groups,
             "model_fingerprint": self.model_fingerprint,
             "source": self.source,
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
 
@@ -194,6 +228,7 @@ _PER_TOKEN: dict[str, type[np.generic]] = {
     "request_ids": np.int32,
     "positions": np.int32,
     "domain_ids": np.int16,
+    "phases": np.int8,
 }
 
 

@@ -1,5 +1,7 @@
 """Build and merge `TokenExpertCounts`, the sparse counts of (layer, token id, expert)."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,23 @@ def merge_token_counts(first: TokenExpertCounts, second: TokenExpertCounts) -> T
         *(places[1], second.row_offsets, second.expert_ids, second.counts),
     )
     return TokenExpertCounts(token_ids=token_ids, row_offsets=offsets, expert_ids=experts, counts=counts)
+
+
+def subtract_token_counts(whole: TokenExpertCounts, part: TokenExpertCounts) -> TokenExpertCounts:
+    """The counts of `whole` less those of `part`, which are among them."""
+    rest = merge_token_counts(whole, replace(part, counts=-part.counts))
+    if len(rest.token_ids) == 0:
+        return rest
+    left = rest.counts > 0
+    offsets = np.append(0, np.cumsum(left))[rest.row_offsets]
+    by_layer = np.diff(offsets).reshape(-1, len(rest.token_ids))
+    used = by_layer.any(axis=0)
+    return TokenExpertCounts(
+        token_ids=rest.token_ids[used],
+        row_offsets=np.append(0, np.cumsum(by_layer[:, used])).astype(np.int64),
+        expert_ids=rest.expert_ids[left],
+        counts=rest.counts[left],
+    )
 
 
 @compiled

@@ -9,6 +9,8 @@ import pytest
 
 from specmoe.artifact import read_artifact, write_artifact
 from specmoe.errors import ArtifactError
+from specmoe.profiler.domain_counts import DomainCounts
+from specmoe.profiler.phase_counts import DecodeCounts
 from specmoe.profiler.routing_profile import PROFILE_FORMAT, RoutingProfile, RoutingSample
 from specmoe.profiler.token_counts import TokenExpertCounts
 
@@ -66,6 +68,71 @@ def test_a_saved_profile_comes_back_whole(tmp_path: Path) -> None:
     assert loaded.token_counts is not None
     np.testing.assert_array_equal(loaded.sample.expert_ids, small_sample().expert_ids)
     np.testing.assert_array_equal(loaded.token_counts.counts, counts_of_tokens().counts)
+
+
+def decode_counts() -> DecodeCounts:
+    one_token = np.array([[1, 1, 0], [0, 1, 1]], dtype=np.int64)
+    return DecodeCounts(
+        num_tokens=1,
+        expert_counts=one_token,
+        coactivation_counts=np.einsum("li,lj->lij", one_token, one_token),
+        transition_counts=np.zeros((L - 1, E, E), dtype=np.int64),
+        token_counts=counts_of_tokens(),
+    )
+
+
+def domain_counts() -> DomainCounts:
+    expert_counts = small_profile().expert_counts
+    first = np.minimum(expert_counts, 1)
+    return DomainCounts(
+        names=("chat", "code"),
+        num_tokens=np.array([1, 2], dtype=np.int64),
+        expert_counts=np.stack([first, expert_counts - first]),
+    )
+
+
+def test_phases_domains_and_what_a_run_missed_come_back(tmp_path: Path) -> None:
+    sample = small_sample(phases=np.array([0, 1, 0], dtype=np.int8))
+    profile = small_profile(
+        sample=sample, decode=decode_counts(), domains=domain_counts(), seen_share=0.25, too_long_requests=3
+    )
+    profile.save(tmp_path / "p")
+    loaded = RoutingProfile.load(tmp_path / "p")
+    assert loaded.fingerprint == profile.fingerprint
+    assert (loaded.seen_share, loaded.too_long_requests) == (0.25, 3)
+    assert loaded.sample is not None
+    assert loaded.decode is not None
+    assert loaded.domains is not None
+    assert loaded.sample.phases.tolist() == [0, 1, 0]
+    assert (loaded.decode.num_tokens, loaded.domains.names) == (1, ("chat", "code"))
+    np.testing.assert_array_equal(loaded.decode.coactivation_counts, decode_counts().coactivation_counts)
+    np.testing.assert_array_equal(loaded.decode.token_counts.counts, counts_of_tokens().counts)
+    np.testing.assert_array_equal(loaded.domains.expert_counts, domain_counts().expert_counts)
+
+
+def test_what_is_not_there_does_not_change_the_description(tmp_path: Path) -> None:
+    small_profile().save(tmp_path / "p")
+    description = read_artifact(tmp_path / "p", PROFILE_FORMAT)[1]
+    assert not {"domains", "seen_share", "too_long_requests", "num_decode_tokens"} & description.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seen_share": 1.5}, "seen_share is 1.5"),
+        ({"sample": small_sample(phases=np.array([0, 2, 0], dtype=np.int8))}, "sample.phases has values from 0 to 2"),
+        ({"sample": small_sample(phases=np.zeros(2, dtype=np.int8))}, "sample.phases has shape"),
+        ({"decode": replace(decode_counts(), expert_counts=np.zeros((1, E), dtype=np.int64))}, "decode.expert_counts"),
+        ({"domains": replace(domain_counts(), names=("one",))}, "domains.num_tokens has shape"),
+        (
+            {"domains": replace(domain_counts(), expert_counts=np.zeros((2, L, E), dtype=np.int64))},
+            "sum of domains.expert_counts",
+        ),
+    ],
+)
+def test_each_misfit_of_phases_and_domains_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        small_profile(**changes)
 
 
 def test_a_counts_only_profile_comes_back_and_says_what_it_lacks(tmp_path: Path) -> None:
@@ -133,9 +200,9 @@ def test_each_misfit_of_the_token_counts_is_named(changes: dict[str, Any], messa
 
 
 def test_a_missing_tensor_is_named_with_the_file(tmp_path: Path) -> None:
-    small_profile().save(tmp_path / "p")
+    small_profile(decode=decode_counts(), domains=domain_counts()).save(tmp_path / "p")
     tensors, description = read_artifact(tmp_path / "p", PROFILE_FORMAT)
-    for name in ("expert_counts", "token_counts.counts"):
+    for name in ("expert_counts", "token_counts.counts", "decode.expert_counts", "domains.num_tokens"):
         rest = {key: value for key, value in tensors.items() if key != name}
         write_artifact(tmp_path / "q", rest, description, force=True)
         with pytest.raises(ArtifactError, match=f"q: tensor {name} is missing"):

@@ -1,0 +1,55 @@
+"""Take one phase out of a profile: what a prefill instance, or a decode instance, would route."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+from specmoe.errors import ArtifactError, UsageError
+from specmoe.profiler.phase_counts import DECODE, PHASES, PREFILL, Phase
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+from specmoe.profiler.token_count_table import subtract_token_counts
+
+
+def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
+    """The profile of `phase` alone, without its domains; `all` is the profile itself.
+
+    Raises `ArtifactError` where the profile does not keep prefill and decode apart.
+    """
+    if phase not in PHASES:
+        raise UsageError(f"phase is {phase!r}, one of {', '.join(PHASES)} was expected")
+    if phase == "all":
+        return profile
+    decode, sample = profile.decode, profile.sample
+    if decode is None or sample is None or sample.phases is None or profile.token_counts is None:
+        raise ArtifactError(
+            f"the {phase} phase alone needs a profile that keeps prefill and decode apart; "
+            "make one with `specmoe profile --generate N`"
+        )
+    own = replace(
+        profile, domains=None, decode=None, sample=_tokens_of(sample, {"prefill": PREFILL}.get(phase, DECODE))
+    )
+    if phase == "decode":
+        return replace(
+            own,
+            num_tokens=decode.num_tokens,
+            expert_counts=decode.expert_counts,
+            coactivation_counts=decode.coactivation_counts,
+            transition_counts=decode.transition_counts,
+            token_counts=decode.token_counts,
+        )
+    assert profile.coactivation_counts is not None, "whoever counts decode tokens counts pairs"
+    assert profile.transition_counts is not None, "whoever counts decode tokens counts pairs"
+    return replace(
+        own,
+        num_tokens=profile.num_tokens - decode.num_tokens,
+        expert_counts=profile.expert_counts - decode.expert_counts,
+        coactivation_counts=profile.coactivation_counts - decode.coactivation_counts,
+        transition_counts=profile.transition_counts - decode.transition_counts,
+        token_counts=subtract_token_counts(profile.token_counts, decode.token_counts),
+    )
+
+
+def _tokens_of(sample: RoutingSample, phase: int) -> RoutingSample:
+    chosen = sample.phases == phase
+    arrays = {field.name: getattr(sample, field.name) for field in fields(sample)}
+    taken: dict[str, Any] = {name: None if array is None else array[chosen] for name, array in arrays.items()}
+    return replace(sample, **taken)
