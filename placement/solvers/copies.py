@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
+from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
 
 
 class Items(NamedTuple):
@@ -191,16 +192,37 @@ def serve_items(
 
 
 @compiled
-def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network: Network) -> NDArray[np.float64]:
-    """float64 [S, R]: what a token of each set, int32 [S, K], costs when it starts on each rank."""
-    ep_size = len(network.node)
-    score = np.zeros(ep_size, dtype=np.int64)
-    served = np.zeros(sets.shape[1], dtype=np.int16)
-    cost = np.zeros((len(sets), ep_size))
+def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network: Network) -> NDArray[np.float32]:
+    """float32 [S, R]: what a token of each set, int32 [S, K], costs when it starts on each rank.
+
+    Under `cover`, homes on one node that hold none of a set's experts differ in ties at most: one stands for all.
+    """
+    ep_size, top_k = len(network.node), sets.shape[1]
+    node, surcharge = network.node, network.surcharge
+    holders, num_holders = copies.holders, copies.num_holders
+    held = np.zeros((1, ep_size), dtype=np.uint32)
+    ranks, serves = np.zeros(ep_size + 1, dtype=np.int64), np.zeros(ep_size + 1, dtype=np.int64)
+    score, served = np.zeros(ep_size, dtype=np.int64), np.zeros(top_k, dtype=np.int16)
+    nothing = np.zeros(ep_size)
+    stands_for = np.zeros(node.max() + 1, dtype=np.int64)
+    cost = np.zeros((len(sets), ep_size), dtype=np.float32)
     for s in range(len(sets)):
+        if not cover:
+            for home in range(ep_size):
+                serve_set(sets[s], home, False, copies, node, score, served)
+                cost[s, home] = copies_of(home, served, node, surcharge)
+            continue
+        held[:] = 0
+        note_holders(sets, s, holders, num_holders, held, 0)
+        stands_for[:] = -1
         for home in range(ep_size):
-            serve_set(sets[s], home, cover, copies, network.node, score, served)
-            cost[s, home] = copies_of(home, served, network.node, network.surcharge)
+            other = stands_for[node[home]]
+            if held[0, home] == 0 and other >= 0:
+                cost[s, home] = cost[s, other]
+                continue
+            cost[s, home] = serve_bits(held, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
+            if held[0, home] == 0:
+                stands_for[node[home]] = home
     return cost
 
 

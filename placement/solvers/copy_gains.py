@@ -4,46 +4,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.copies import (
-    Copies,
-    Items,
-    Network,
-    add_copy,
-    copies_of,
-    drop_copy,
-    serve_set,
-)
+from specmoe.placement.solvers.copies import Copies, Items, Network
+from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
 
 
 @compiled
 def copy_gains(items: Items, copies: Copies, network: Network) -> NDArray[np.float64]:
     """float64 [R, E]: the cost saved under `cover` by one more copy of each expert on each rank, all else equal.
 
-    Only a copy on a token's home, or on a rank that serves it already, can save one; no other rank is tried.
+    Only a copy on a token's home, or on a rank that could serve it already, can save one; no other rank is tried.
     """
-    top_k = items.experts.shape[1]
-    score = np.zeros(len(network.node), dtype=np.int64)
-    served = np.zeros(top_k, dtype=np.int16)
-    changed = np.zeros(top_k, dtype=np.int16)
-    gain = np.zeros(copies.holds.shape)
-    for t in range(len(items.experts)):
-        experts, home = items.experts[t], items.home[t]
-        serve_set(experts, home, True, copies, network.node, score, served)
-        before = copies_of(home, served, network.node, network.surcharge)
+    sets, homes, weight = items.experts, items.home, items.weight
+    holders, num_holders = copies.holders, copies.num_holders
+    node, surcharge = network.node, network.surcharge
+    ep_size, top_k = len(node), sets.shape[1]
+    held = np.zeros((1, ep_size), dtype=np.uint32)
+    ranks, serves = np.zeros(ep_size + 1, dtype=np.int64), np.zeros(ep_size + 1, dtype=np.int64)
+    nothing = np.zeros(ep_size)
+    gain = np.zeros((ep_size, len(num_holders)))
+    for t in range(len(sets)):
+        home = homes[t]
+        held[:] = 0
+        note_holders(sets, t, holders, num_holders, held, 0)
+        before = serve_bits(held, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
         if before == 0.0:
             continue
-        for k in range(top_k):
-            expert = experts[k]
-            for m in range(top_k + 1):
-                rank = served[m] if m < top_k else home
-                tried = copies.holds[rank, expert] == 1
-                for earlier in range(m):
-                    tried = tried or served[earlier] == rank
-                if tried:
+        for rank in range(ep_size):
+            if held[0, rank] == 0 and rank != home:
+                continue
+            for k in range(top_k):
+                bit = np.uint32(1) << np.uint32(k)
+                # What the home serves already needs no other copy.
+                if (held[0, rank] | held[0, home]) & bit:
                     continue
-                add_copy(copies, expert, rank)
-                serve_set(experts, home, True, copies, network.node, score, changed)
-                saved = before - copies_of(home, changed, network.node, network.surcharge)
-                gain[rank, expert] += items.weight[t] * saved
-                drop_copy(copies, expert, rank)
+                held[0, rank] ^= bit
+                after = serve_bits(held, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
+                held[0, rank] ^= bit
+                gain[rank, sets[t, k]] += weight[t] * (before - after)
     return gain

@@ -1,8 +1,7 @@
 """Simulated annealing of which copies each rank holds, under the `cover` rule and the load cap.
 
-Each item keeps, per rank, which of its K experts the rank holds, as bits; a token's ranks are then found by counting
-bits. Two ranks exchange an expert each, or a rank takes another expert in place of a replica. Ties of the rule go to
-the nearest rank: `dispatch`, which may break them otherwise, is chosen when the copies are settled.
+Each item keeps, per rank, which of its K experts the rank holds, as bits; see `cover_rule`. Two ranks exchange an
+expert each, or a rank takes another expert in place of a replica. `dispatch` is chosen when the copies are settled.
 """
 
 import math
@@ -13,19 +12,40 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, drop_copy, overload, set_copies
+from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
 
 _MIN_CHANGE = 1e-9
 
 
 class _State(NamedTuple):
     """held: uint32 [N, R], bit k where the rank holds the item's k-th expert; cost: float64 [N], weighted; load:
-    float64 [R]; stamp: int64 [nodes + 1], when a node was last counted, and the clock.
+    float64 [R].
     """
 
     held: NDArray[np.uint32]
     cost: NDArray[np.float64]
     load: NDArray[np.float64]
-    stamp: NDArray[np.int64]
+
+
+class _Move(NamedTuple):
+    """Rank i gives up its a for b, and another rank j its b for a."""
+
+    i: int
+    a: int
+    j: int
+    b: int
+
+
+class _Scratch(NamedTuple):
+    """What proposals write on. items: int64 [N], which items a move touches, the first so many; cost: float64 [N],
+    their new costs; shift: float64 [R], of the loads; ranks, serves: int64 [R + 1], see `serve_bits`.
+    """
+
+    items: NDArray[np.int64]
+    cost: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    serves: NDArray[np.int64]
 
 
 @compiled
@@ -46,45 +66,30 @@ def anneal_copies(
     ceiling: pairs per unit of speed; hot, cold: first and last temperature, in tokens.
     """
     np.random.seed(seed)
-    ep_size = copies.holds.shape[0]
-    state = _new_state(items, copies, network)
-    nothing = np.zeros(ep_size)
-    over = overload(state.load, nothing, network, ceiling)
+    scratch = _new_scratch(len(items.experts), copies.holds.shape[0])
+    state = _new_state(items, copies, network, scratch)
+    over = overload(state.load, scratch.shift, network, ceiling)
     now = state.cost.sum() + overload_price * over
     best, best_holds = now, copies.holds.copy()
-    touched = np.zeros(len(items.experts), dtype=np.int64)
-    new_cost = np.zeros(len(items.experts))
     cooling = (cold / hot) ** (1.0 / max(1, proposals))
     temperature = hot
     for _ in range(proposals):
         temperature *= cooling
-        i, j = np.random.randint(ep_size), np.random.randint(ep_size)
-        a, b = _held_at_random(copies, i), np.random.randint(copies.holds.shape[1])
-        if i != j:
-            b = _held_at_random(copies, j)
-        if not _may_move(copies, i, a, j, b):
+        move = _draw_move(copies)
+        if not _may_move(copies, move):
             continue
         allowed = -temperature * math.log(np.random.random() + 1e-300)
-        _move_bits(items, state.held, i, a, j, b)
-        count, change = _price(items, network, state, a, b, touched, new_cost)
-        # Without an overload the load can only make a change worse, so most are refused here.
-        if over == 0.0 and change > allowed:
-            _move_bits(items, state.held, i, b, j, a)
+        count, change = _price(items, network, state, move, scratch)
+        # No shift of loads can save more than all of the overload, so most moves are refused here.
+        if change - overload_price * over > allowed:
             continue
-        shift = np.zeros(ep_size)
-        _add_loads(items, network, state, touched[:count], 1.0, shift)
-        _move_bits(items, state.held, i, b, j, a)
-        _add_loads(items, network, state, touched[:count], -1.0, shift)
-        new_over = overload(state.load, shift, network, ceiling)
+        _find_shift(items, network, state, move, count, scratch)
+        new_over = overload(state.load, scratch.shift, network, ceiling)
         change += overload_price * (new_over - over)
         if change > allowed:
             continue
-        _move_bits(items, state.held, i, a, j, b)
-        _move_copies(copies, i, a, j, b)
-        for position in range(count):
-            state.cost[touched[position]] = new_cost[position]
-        for rank in range(ep_size):
-            state.load[rank] += shift[rank]
+        _move_copies(copies, move)
+        _move_bits(items, state, move, count, scratch)
         over = new_over if new_over > _MIN_CHANGE else 0.0
         now += change
         if now < best - _MIN_CHANGE:
@@ -95,62 +100,39 @@ def anneal_copies(
 
 
 @compiled
-def _new_state(items: Items, copies: Copies, network: Network) -> _State:
+def _new_scratch(num_items: int, ep_size: int) -> _Scratch:
+    return _Scratch(
+        np.zeros(num_items, dtype=np.int64),
+        np.zeros(num_items),
+        np.zeros(ep_size),
+        np.zeros(ep_size + 1, dtype=np.int64),
+        np.zeros(ep_size + 1, dtype=np.int64),
+    )
+
+
+@compiled
+def _new_state(items: Items, copies: Copies, network: Network, scratch: _Scratch) -> _State:
     num_items, top_k = items.experts.shape
     held = np.zeros((num_items, len(network.node)), dtype=np.uint32)
+    cost, load = np.zeros(num_items), np.zeros(len(network.node))
     for t in range(num_items):
-        for k in range(top_k):
-            expert = items.experts[t, k]
-            for position in range(copies.num_holders[expert]):
-                held[t, copies.holders[expert, position]] |= np.uint32(1) << np.uint32(k)
-    stamp = np.zeros(network.node.max() + 2, dtype=np.int64)
-    state = _State(held, np.zeros(num_items), np.zeros(len(network.node)), stamp)
-    for t in range(num_items):
-        state.cost[t] = items.weight[t] * _serve(items, network, state, t, 1.0, state.load)
-    return state
+        note_holders(items.experts, t, copies.holders, copies.num_holders, held, t)
+        cost[t] = items.weight[t] * serve_bits(
+            held, t, items.home[t], top_k, network.node, network.surcharge, items.weight[t], load,
+            scratch.ranks, scratch.serves,
+        )  # fmt: skip
+    return _State(held, cost, load)
 
 
 @compiled
-def _bits(value: np.uint32) -> int:
-    """How many bits are set."""
-    count = 0
-    while value:
-        value &= value - np.uint32(1)
-        count += 1
-    return count
-
-
-@compiled
-def _serve(items: Items, network: Network, state: _State, t: int, sign: float, load: NDArray[np.float64]) -> float:
-    """The copies that item t costs by the cover rule; adds its pairs to load [R], `sign` 0 for not at all."""
-    ep_size, top_k = len(network.node), items.experts.shape[1]
-    home = items.home[t]
-    weight = sign * items.weight[t]
-    full = np.uint32((1 << top_k) - 1)
-    left = full & ~state.held[t, home]
-    if sign != 0.0:
-        load[home] += weight * (top_k - _bits(left))
-    clock = len(state.stamp) - 1
-    state.stamp[clock] += 1
-    state.stamp[network.node[home]] = state.stamp[clock]
-    cost = 0.0
-    while left:
-        best, best_score = home, 0
-        for step in range(1, ep_size):
-            rank = home + step if home + step < ep_size else home + step - ep_size
-            serves = state.held[t, rank] & left
-            if serves:
-                score = 2 * _bits(serves) + (1 if network.node[rank] == network.node[home] else 0)
-                if score > best_score:
-                    best, best_score = rank, score
-        if sign != 0.0:
-            load[best] += weight * _bits(state.held[t, best] & left)
-        left &= ~state.held[t, best]
-        cost += 1.0
-        if state.stamp[network.node[best]] != state.stamp[clock]:
-            state.stamp[network.node[best]] = state.stamp[clock]
-            cost += network.surcharge
-    return cost
+def _draw_move(copies: Copies) -> _Move:
+    """A random exchange, or a random replacement where i is j."""
+    ep_size, num_experts = copies.holds.shape
+    i, j = np.random.randint(ep_size), np.random.randint(ep_size)
+    a, b = _held_at_random(copies, i), np.random.randint(num_experts)
+    if i != j:
+        b = _held_at_random(copies, j)
+    return _Move(i, a, j, b)
 
 
 @compiled
@@ -163,73 +145,89 @@ def _held_at_random(copies: Copies, rank: int) -> int:
 
 
 @compiled
-def _may_move(copies: Copies, i: int, a: int, j: int, b: int) -> bool:
-    """Whether rank i may give up its a for b, and another rank j its b for a."""
-    if copies.holds[i, b]:
+def _may_move(copies: Copies, move: _Move) -> bool:
+    """Whether no rank would hold an expert twice, and no expert be without a rank."""
+    if copies.holds[move.i, move.b]:
         return False
-    return bool(copies.num_holders[a] > 1 if i == j else copies.holds[j, a] == 0)
+    return bool(copies.num_holders[move.a] > 1 if move.i == move.j else copies.holds[move.j, move.a] == 0)
 
 
 @compiled
-def _move_copies(copies: Copies, i: int, a: int, j: int, b: int) -> None:
-    """Rank i takes b for a; another rank j takes a for b."""
-    drop_copy(copies, a, i)
-    add_copy(copies, b, i)
+def _move_copies(copies: Copies, move: _Move) -> None:
+    """Carry out a move."""
+    drop_copy(copies, move.a, move.i)
+    add_copy(copies, move.b, move.i)
+    if move.i != move.j:
+        drop_copy(copies, move.b, move.j)
+        add_copy(copies, move.a, move.j)
+
+
+@compiled
+def _bits_of(experts: NDArray[np.int32], t: int, a: int, b: int) -> np.uint32:
+    """The bits of a and b among the experts of item t."""
+    bits = np.uint32(0)
+    for k in range(experts.shape[1]):
+        if experts[t, k] == a or experts[t, k] == b:
+            bits |= np.uint32(1) << np.uint32(k)
+    return bits
+
+
+@compiled
+def _flip(held: NDArray[np.uint32], t: int, i: int, j: int, bits: np.uint32) -> None:
+    """Carry out a move for item t, or take it back: a leaves rank i and b joins it, so either way their bits flip."""
+    held[t, i] ^= bits
     if i != j:
-        drop_copy(copies, b, j)
-        add_copy(copies, a, j)
+        held[t, j] ^= bits
 
 
 @compiled
-def _move_bits(items: Items, held: NDArray[np.uint32], i: int, a: int, j: int, b: int) -> None:
-    """As `_move_copies`, for the items' bits."""
-    for which in range(2):
-        expert = a if which == 0 else b
-        for position in range(items.offsets[expert], items.offsets[expert + 1]):
-            t = items.rows[position]
-            bit = np.uint32(0)
-            for k in range(items.experts.shape[1]):
-                if items.experts[t, k] == expert:
-                    bit = np.uint32(1) << np.uint32(k)
-            # a leaves rank i and b joins it, so either way the bit there flips; at another rank j likewise.
-            held[t, i] ^= bit
-            if i != j:
-                held[t, j] ^= bit
+def _move_bits(items: Items, state: _State, move: _Move, count: int, scratch: _Scratch) -> None:
+    """Carry out a move for the first `count` of `scratch.items`."""
+    for position in range(count):
+        t = scratch.items[position]
+        _flip(state.held, t, move.i, move.j, _bits_of(items.experts, t, move.a, move.b))
+        state.cost[t] = scratch.cost[position]
+    state.load[:] += scratch.shift
 
 
 @compiled
-def _price(
-    items: Items,
-    network: Network,
-    state: _State,
-    a: int,
-    b: int,
-    touched: NDArray[np.int64],
-    new_cost: NDArray[np.float64],
-) -> tuple[int, float]:
-    """How many items use a or b, and how their cost changes; writes which items and their new costs."""
-    top_k = items.experts.shape[1]
+def _price(items: Items, network: Network, state: _State, move: _Move, scratch: _Scratch) -> tuple[int, float]:
+    """How many items use a or b, and how their cost changes; notes which items and their new costs."""
+    experts, homes, weights, rows, held = items.experts, items.home, items.weight, items.rows, state.held
+    node, surcharge, old_cost, load = network.node, network.surcharge, state.cost, state.load
+    touched, new_cost, ranks, serves = scratch.items, scratch.cost, scratch.ranks, scratch.serves
+    i, a, j, b = move.i, move.a, move.j, move.b
+    top_k = experts.shape[1]
     count, change = 0, 0.0
     for which in range(2):
         expert = a if which == 0 else b
         for position in range(items.offsets[expert], items.offsets[expert + 1]):
-            t = items.rows[position]
-            counted = False
-            for k in range(top_k):
-                counted = counted or (which == 1 and items.experts[t, k] == a)
-            if counted:
+            t = rows[position]
+            bits = _bits_of(experts, t, a, b)
+            # Two bits: the item has both a and b, and was met among those of a.
+            if which == 1 and bits & (bits - np.uint32(1)):
                 continue
-            touched[count] = t
-            new_cost[count] = items.weight[t] * _serve(items, network, state, t, 0.0, state.load)
-            change += new_cost[count] - state.cost[t]
+            _flip(held, t, i, j, bits)
+            cost = weights[t] * serve_bits(held, t, homes[t], top_k, node, surcharge, 0.0, load, ranks, serves)
+            _flip(held, t, i, j, bits)
+            touched[count], new_cost[count] = t, cost
+            change += cost - old_cost[t]
             count += 1
     return count, change
 
 
 @compiled
-def _add_loads(
-    items: Items, network: Network, state: _State, touched: NDArray[np.int64], sign: float, shift: NDArray[np.float64]
-) -> None:
-    """Add the pairs of the items `touched` to shift [R]."""
-    for position in range(len(touched)):
-        _serve(items, network, state, touched[position], sign, shift)
+def _find_shift(items: Items, network: Network, state: _State, move: _Move, count: int, scratch: _Scratch) -> None:
+    """Write to `scratch.shift` how a move that touches the first `count` of `scratch.items` shifts loads."""
+    experts, homes, weights, held = items.experts, items.home, items.weight, state.held
+    node, touched, shift, ranks, serves = network.node, scratch.items, scratch.shift, scratch.ranks, scratch.serves
+    i, a, j, b = move.i, move.a, move.j, move.b
+    top_k = experts.shape[1]
+    shift[:] = 0.0
+    for position in range(count):
+        t = touched[position]
+        bits = _bits_of(experts, t, a, b)
+        serve_bits(held, t, homes[t], top_k, node, 0.0, -weights[t], shift, ranks, serves)
+        _flip(held, t, i, j, bits)
+        serve_bits(held, t, homes[t], top_k, node, 0.0, weights[t], shift, ranks, serves)
+        _flip(held, t, i, j, bits)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from specmoe.placement.serving import serve
-from specmoe.placement.solvers.copies import Items, Network, copies_from, costs_by_home, serve_set
+from specmoe.placement.solvers.copies import Items, Network, add_copy, copies_from, costs_by_home, drop_copy, serve_set
+from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.expert_sets import expert_sets, rows_by_expert
 from specmoe.placement.solvers.home_prices import priced_shares
@@ -50,6 +51,25 @@ def test_swaps_find_the_best_placement_that_enumeration_finds(seed):
     assert reported == pytest.approx(cost(found))
 
 
+def test_the_cost_of_many_swaps_adds_up_with_empty_places_and_slow_ranks():
+    rng = np.random.default_rng(7)
+    sets = random_sets(rng, 500, 70, 5).astype(np.int32)
+    price, load = rng.random((500, 6)), np.append(rng.integers(1, 9, size=70), [0, 0]).astype(float)
+    cap = LoadCap(load=load, speed=np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.5]), ceiling=1.02 * load.sum() / 5.5)
+    start = np.arange(72, dtype=np.int32) % 6
+    found, reported = swap_search(
+        sets, price, cap, start, kind=np.zeros(72, dtype=np.int32), overload_price=3.0, steps=300, patience=300, seed=0
+    )
+    touched = np.zeros((500, 6))
+    touched[np.arange(500)[:, None], found[sets]] = 1
+    filled = np.bincount(found, weights=load) / cap.speed
+    assert reported == pytest.approx((touched * price).sum() + 3.0 * np.maximum(filled - cap.ceiling, 0).sum())
+    assert np.bincount(found).tolist() == [12] * 6
+    touched[:] = 0
+    touched[np.arange(500)[:, None], start[sets]] = 1
+    assert reported < 0.9 * (touched * price).sum()
+
+
 def random_copies(rng, ranks, experts):
     holds = np.zeros((ranks, experts), dtype=np.bool_)
     holds[rng.integers(ranks, size=experts), np.arange(experts)] = True
@@ -66,6 +86,44 @@ def test_sets_are_served_as_the_contract_says(cover):
     for experts, home, ranks in zip(ids.astype(np.int32), homes, expected, strict=True):
         serve_set(experts, home, cover, copies, node, score, served)
         assert served.tolist() == ranks.tolist()
+
+
+@pytest.mark.parametrize(("experts", "top_k", "ranks"), [(12, 4, 5), (40, 8, 20), (9, 1, 3)])
+@pytest.mark.parametrize("surcharge", [0.0, 0.5])
+def test_costs_by_home_count_what_the_contract_serves(experts, top_k, ranks, surcharge):
+    rng = np.random.default_rng(6)
+    copies, node = random_copies(rng, ranks, experts), np.arange(ranks, dtype=np.int32) // 3
+    sets = np.sort(random_sets(rng, 50, experts, top_k), axis=1).astype(np.int32)
+    cost = costs_by_home(sets, True, copies, Network(node, surcharge, np.ones(ranks)))
+    # Without an opinion of the dispatch table ties are the same; only homes that hold none of a set share a cost.
+    nobody = np.where(copies.holds, np.arange(ranks)[:, None], -1).astype(np.int32)
+    for home in range(ranks):
+        homes = np.full(50, home, dtype=np.int32)
+        served = serve(sets.astype(np.uint8), homes, nobody, copies.holds.astype(np.bool_), node, "cover")
+        others = [set(row.tolist()) - {home} for row in served]
+        nodes = [{node[rank] for rank in row} - {node[home]} for row in others]
+        exact = np.array([len(row) + surcharge * len(far) for row, far in zip(others, nodes, strict=True)])
+        holds_one = copies.holds[home][sets].any(axis=1)
+        assert np.allclose(cost[holds_one, home], exact[holds_one])
+        assert abs(cost[:, home] - exact).max(initial=0) <= 1 + surcharge
+
+
+def test_a_gain_is_what_the_copy_saves():
+    rng = np.random.default_rng(8)
+    copies = random_copies(rng, 4, 10)
+    sets = np.sort(random_sets(rng, 30, 10, 3), axis=1).astype(np.int32)
+    homes = np.sort(rng.integers(4, size=30)).astype(np.int32)
+    items = Items(sets, rng.random(30), homes, *rows_by_expert(sets, 10))
+    network = Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))
+
+    def cost():
+        return items.weight @ costs_by_home(sets, True, copies, network)[np.arange(30), homes]
+
+    gains, before = copy_gains(items, copies, network), cost()
+    for rank, expert in zip(*np.nonzero(copies.holds == 0), strict=True):
+        add_copy(copies, expert, rank)
+        assert gains[rank, expert] == pytest.approx(before - cost())
+        drop_copy(copies, expert, rank)
 
 
 def test_annealing_saves_copies_and_keeps_slots_cap_and_every_expert():
