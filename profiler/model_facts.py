@@ -7,10 +7,7 @@ from typing import Any
 
 from specmoe.checkpoint import CONFIG_FILE, open_checkpoint
 from specmoe.errors import UsageError
-
-# Families name the same number differently; the first that is there counts.
-NUM_EXPERTS_KEYS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
-TOP_K_KEYS = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
+from specmoe.routing_config import experts_per_token, language_config, num_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +65,14 @@ class ModelFacts:
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, int | None]:
-    nested = config.get("text_config")
-    places = [config, nested] if isinstance(nested, Mapping) else [config]
+    language = language_config(config)
     return {
-        "num_experts": _first(places, NUM_EXPERTS_KEYS),
-        "num_layers": _first(places, ("num_hidden_layers",)),
-        "top_k": _first(places, TOP_K_KEYS),
-        "vocab_size": _first(places, ("vocab_size",)),
+        "num_experts": num_experts(config),
+        "num_layers": _integer(language.get("num_hidden_layers")),
+        "top_k": experts_per_token(config),
+        "vocab_size": _integer(language.get("vocab_size", config.get("vocab_size"))),
     }
 
 
-def _first(places: list[Mapping[str, Any]], keys: tuple[str, ...]) -> int | None:
-    for place in places:
-        for key in keys:
-            if isinstance(place.get(key), int):
-                return int(place[key])
-    return None
+def _integer(value: Any) -> int | None:
+    return value if type(value) is int else None

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from specmoe.checkpoint import Checkpoint
 from specmoe.errors import CheckpointError
-from specmoe.placement.reshard.families import Family
+from specmoe.placement.reshard.expert_numbers import INTEGER_DTYPES
+from specmoe.placement.reshard.family import Family
 from specmoe.placement.reshard.moe_model import ByteRange, ExpertPiece, MoeLayer
+from specmoe.routing_config import num_experts
 from specmoe.safetensors_header import TensorEntry
 
-EXPERT_NAME = re.compile(r"experts\.(?P<expert>0|[1-9][0-9]{0,5})\.(?P<projection>\w+)\.(?P<suffix>.+)")
+_EXPERT_NAME = r"\.(?P<expert>0|[1-9][0-9]{0,5})\.(?P<projection>\w+)\.(?P<suffix>.+)"
 
 
 class BlockReader:
@@ -25,23 +27,29 @@ class BlockReader:
         self.layer_id = layer_id
         self.family = family
         self.prefix = prefix
+        self.expert_name = re.compile(re.escape(family.experts) + _EXPERT_NAME)
         router = self._entry(family.router_weight)
         if len(router.shape) != 2 or router.shape[0] < 1:
             raise self._error(
                 f"{family.router_weight} has the shape {list(router.shape)}, [experts, hidden] was expected"
             )
-        self.num_experts = router.shape[0]
+        self.num_experts = self._count_experts(router.shape[0])
 
     def read(self, names: Sequence[str]) -> MoeLayer:
         """Sort `names` (relative to the block); raises `CheckpointError` for what is unknown, missing or uneven."""
         per_expert: dict[str, dict[int, str]] = defaultdict(dict)
         pieces: dict[str, ExpertPiece] = {}
         routers: dict[str, int] = {}
+        expert_numbers: list[str] = []
         for name in names:
-            match = EXPERT_NAME.fullmatch(name)
+            match = self.expert_name.fullmatch(name)
             if name in self.family.routers:
                 routers[self.prefix + name] = self._check_router(name)
+            elif name in self.family.expert_numbers:
+                expert_numbers.append(self._check_numbers(name))
             elif match and match["projection"] in self._projections():
+                if self.family.scores_more_than_experts and int(match["expert"]) >= self.num_experts:
+                    continue  # of something that computes nothing
                 per_expert[f"{match['projection']}.{match['suffix']}"][int(match["expert"])] = name
             elif label := self._fused_label(name):
                 pieces[label] = self._fused_piece(label, name)
@@ -55,7 +63,19 @@ class BlockReader:
             num_experts=self.num_experts,
             pieces=dict(sorted(pieces.items())),
             routers=routers,
+            expert_numbers=tuple(expert_numbers),
         )
+
+    def _count_experts(self, num_scores: int) -> int:
+        """E: as many as the router scores, or fewer, as the configuration says, where the family scores more."""
+        if not self.family.scores_more_than_experts:
+            return num_scores
+        stated = num_experts(self.checkpoint.config)
+        if stated is None or not 1 <= stated <= num_scores:
+            raise self._error(
+                f"the configuration states {stated} experts, 1 to the router's {num_scores} were expected"
+            )
+        return stated
 
     def _projections(self) -> Iterator[str]:
         return (projection for projections in self.family.parameters.values() for projection in projections)
@@ -69,11 +89,16 @@ class BlockReader:
 
     def _check_router(self, name: str) -> int:
         axis, shape = self.family.routers[name], self._entry(name).shape
-        if len(shape) <= axis or shape[axis] != self.num_experts or any(size != 1 for size in shape[:axis]):
-            raise self._error(
-                f"{name} has the shape {list(shape)}, {self.num_experts} experts on axis {axis} were expected"
-            )
+        expected = self._entry(self.family.router_weight).shape[0]
+        if len(shape) <= axis or shape[axis] != expected or any(size != 1 for size in shape[:axis]):
+            raise self._error(f"{name} has the shape {list(shape)}, {expected} experts on axis {axis} were expected")
         return axis
+
+    def _check_numbers(self, name: str) -> str:
+        dtype = self._entry(name).dtype
+        if dtype not in INTEGER_DTYPES:
+            raise self._error(f"{name} is {dtype}, expert numbers of one of {sorted(INTEGER_DTYPES)} were expected")
+        return self.prefix + name
 
     def _fused_piece(self, label: str, name: str) -> ExpertPiece:
         entry = self._entry(name)

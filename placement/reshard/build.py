@@ -12,7 +12,7 @@ from specmoe.checkpoint import INDEX_FILE, Checkpoint
 from specmoe.errors import OutputError
 from specmoe.hashing import hash_file
 from specmoe.placement.reshard.compilation import Compilation
-from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, write_spans
+from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, write_file
 from specmoe.placement.reshard.hf_layout import weight_index
 from specmoe.placement.reshard.layout import OutputFile
 from specmoe.placement.reshard.manifest import PLAN_FILE, CompiledManifest, FileRecord
@@ -38,12 +38,16 @@ class _Task:
             return self.planned.num_bytes
         return len(self.text) + (self.copied.stat().st_size if self.copied else 0)
 
-    def spans(self, checkpoint: Checkpoint) -> Iterator[Span]:
+    def sources(self, checkpoint: Checkpoint) -> Iterator[Span | bytes]:
         if self.copied is not None:
             yield Span(self.copied, 0, self.copied.stat().st_size)
-        for tensor, begin, end in self.planned.ranges if self.planned else ():
-            entry = checkpoint.tensors[tensor]
-            yield Span(entry.file, entry.begin + begin, entry.begin + end)
+        for tensor in self.planned.tensors if self.planned else ():
+            if tensor.content is not None:
+                yield tensor.content
+                continue
+            for name, begin, end in tensor.ranges:
+                entry = checkpoint.tensors[name]
+                yield Span(entry.file, entry.begin + begin, entry.begin + end)
 
 
 def write_compilation(compilation: Compilation, staging: Staging, jobs: int, report: Report) -> CompiledManifest:
@@ -105,7 +109,7 @@ def _write_all(checkpoint: Checkpoint, tasks: Sequence[_Task], staging: Staging,
     def work(task: _Task) -> None:
         path = staging.folder / task.name
         path.parent.mkdir(exist_ok=True)
-        record = write_spans(path, task.text, task.spans(checkpoint), report=report, stop=stop)
+        record = write_file(path, task.text, task.sources(checkpoint), report=report, stop=stop)
         with lock:
             staging.note_finished(task.name, record)
 

@@ -11,7 +11,6 @@ from specmoe.checkpoint import Checkpoint, open_checkpoint
 from specmoe.errors import MismatchError, UsageError
 from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.reshard.families import experts_per_token
 from specmoe.placement.reshard.hf_layout import lay_out_hf
 from specmoe.placement.reshard.layout import CheckpointLayout
 from specmoe.placement.reshard.manifest import Layout
@@ -19,6 +18,7 @@ from specmoe.placement.reshard.moe_model import ByteRange, MoeModel
 from specmoe.placement.reshard.rank_layout import lay_out_ranks
 from specmoe.placement.reshard.sidecars import find_sidecars
 from specmoe.placement.reshard.understand import understand
+from specmoe.routing_config import experts_per_token
 
 _PLANNERS = {"ranks": lay_out_ranks, "hf": lay_out_hf}
 

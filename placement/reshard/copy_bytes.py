@@ -1,10 +1,11 @@
-"""Copy ranges of source files into one new file, hashing on the way, in bounded memory."""
+"""Copy ranges of source files, and computed bytes, into one new file, hashing on the way, in bounded memory."""
 
 import hashlib
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,10 +73,10 @@ class SourceFiles:
         return self._open[path]
 
 
-def write_spans(
-    path: Path, header: bytes, spans: Iterable[Span], *, report: Report, stop: threading.Event
+def write_file(
+    path: Path, header: bytes, parts: Iterable[Span | bytes], *, report: Report, stop: threading.Event
 ) -> FileRecord:
-    """Write `header` and the bytes of `spans` to `path` and sync it; returns its size and hash.
+    """Write `header` and then `parts`, each of a file or as it is, to `path` and sync it; returns its size and hash.
 
     Calls `report` with the number of bytes after each block; raises `CopyStoppedError` once `stop` is set, and
     `OSError` as the system does.
@@ -83,7 +84,7 @@ def write_spans(
     state = hashlib.sha256()
     size = 0
     with SourceFiles() as sources, path.open("wb", buffering=0) as target:
-        for block in _blocks(sources, header, spans):
+        for block in _blocks(sources, chain([header], parts)):
             if stop.is_set():
                 raise CopyStoppedError
             state.update(block)
@@ -94,17 +95,19 @@ def write_spans(
     return FileRecord(num_bytes=size, sha256=state.hexdigest())
 
 
-def _blocks(sources: SourceFiles, header: bytes, spans: Iterable[Span]) -> Iterator[memoryview]:
+def _blocks(sources: SourceFiles, parts: Iterable[Span | bytes]) -> Iterator[memoryview]:
     """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
-    for start in range(0, len(header), BUFFER_BYTES):
-        yield memoryview(header)[start : start + BUFFER_BYTES]
     buffer = memoryview(bytearray(BUFFER_BYTES))
     filled = 0
-    for span in _merged(spans):
-        position = span.begin
-        while position < span.end:
-            count = min(span.end - position, BUFFER_BYTES - filled)
-            sources.read_into(buffer[filled : filled + count], span.path, position)
+    for part in _merged(parts):
+        position, end = (0, len(part)) if isinstance(part, bytes) else (part.begin, part.end)
+        while position < end:
+            count = min(end - position, BUFFER_BYTES - filled)
+            free = buffer[filled : filled + count]
+            if isinstance(part, bytes):
+                free[:] = part[position : position + count]
+            else:
+                sources.read_into(free, part.path, position)
             position += count
             filled += count
             if filled == BUFFER_BYTES:
@@ -114,16 +117,21 @@ def _blocks(sources: SourceFiles, header: bytes, spans: Iterable[Span]) -> Itera
         yield buffer[:filled]
 
 
-def _merged(spans: Iterable[Span]) -> Iterator[Span]:
-    """`spans` with neighbours of one file joined, so that each is one read."""
+def _merged(parts: Iterable[Span | bytes]) -> Iterator[Span | bytes]:
+    """`parts` with neighbours of one file joined, so that each is one read."""
     current: Span | None = None
-    for span in spans:
-        if current and current.path == span.path and current.end == span.begin:
-            current = Span(span.path, current.begin, span.end)
-            continue
-        if current:
-            yield current
-        current = span
+    for part in parts:
+        if isinstance(part, bytes):
+            if current:
+                yield current
+            current = None
+            yield part
+        elif current and current.path == part.path and current.end == part.begin:
+            current = Span(part.path, current.begin, part.end)
+        else:
+            if current:
+                yield current
+            current = part
     if current:
         yield current
 

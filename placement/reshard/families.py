@@ -6,52 +6,35 @@ checkpoints; where a row was checked by running a model, the tests say so.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from specmoe.errors import CheckpointError
+from specmoe.placement.reshard.family import SHARED, Family
+from specmoe.placement.reshard.refused_families import REFUSED
+from specmoe.routing_config import stated_model_types
 
 # What may stand before "layers.N." in the name of a decoder layer's tensor. Other towers, and extra heads for
 # speculative decoding such as "mtp.layers.0.", are not decoder layers: their tensors are carried along unchanged.
-DECODER_PREFIXES = ("model.", "language_model.model.", "model.language_model.", "backbone.")
+DECODER_PREFIXES = ("", "model.", "language_model.model.", "model.language_model.", "thinker.model.", "backbone.")
 
 _GATED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _GATED_BY_NUMBER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 _FUSED = {"experts.gate_up_proj": "gate_up_proj", "experts.down_proj": "down_proj"}
-_SHARED = ("shared_expert.", "shared_experts.", "shared_expert_gate.", "shared_mlp.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One way to lay out MoE blocks; names are relative to the block, `{decoder prefix}layers.{N}.{block}.`.
-
-    routers: tensors with one entry per expert along the given axis; the first is the router weight [E, H], whose
-    presence makes a layer a MoE layer. parameters: each parameter of transformers' experts module and the per-expert
-    projections `experts.{e}.{projection}.weight` whose rows it concatenates. fused: source tensors [E, …] that
-    already hold all experts, and the parameter that each is; suffixes such as "_bias" or "_scales" follow both names.
-    unrouted: prefixes of what every token uses. memory_block: the block's name in transformers' module tree;
-    memory_prefixes: decoder prefixes that are others there.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    block: str
-    memory_block: str
-    routers: Mapping[str, int]
-    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    fused: Mapping[str, str] = field(default_factory=dict)
-    unrouted: tuple[str, ...] = _SHARED
-    memory_prefixes: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def router_weight(self) -> str:
-        return next(iter(self.routers))
-
+_ZAYA_ROUTER_NETWORK = ("gate.router_mlp.norm.", "gate.router_mlp.fc1.", "gate.router_mlp.fc2.")
+_GEMMA_BESIDE_EXPERTS = ("input_layernorm.", "post_", "pre_feedforward_", "per_layer_", "layer_scalar")
+_GATE = {
+    "gate.weight": 0,
+    "gate.e_score_correction_bias": 0,
+    "gate.expert_bias": 0,
+    "e_score_correction_bias": 0,
+    "experts.e_score_correction_bias": 0,
+    "moe_statics.e_score_correction_bias": 1,
+}
 
 FAMILIES = (
     Family(
         name="mixtral",
-        model_types=("mixtral", "phimoe", "minimax", "minimax_m2", "kimi_linear"),
+        model_types=("mixtral", "phimoe", "minimax", "minimax_m2", "minimax_m3_vl", "kimi_linear"),
         block="block_sparse_moe",
         memory_block="mlp",
         routers={"gate.weight": 0, "e_score_correction_bias": 0, "gate.e_score_correction_bias": 0},
@@ -60,31 +43,126 @@ FAMILIES = (
     Family(
         name="qwen",
         model_types=(
-            *("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "mellum", "cohere2_moe"),
-            *("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25"),
-            *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "mimo_v2_flash"),
-            *("ernie4_5_moe", "bailing_hybrid", "laguna"),
+            *("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "mellum", "cohere2_moe", "flint", "beam"),
+            *("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "axk1", "axk2"),
+            *("glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "glm5_next"),
+            *("dots1", "solar_open", "exaone_moe", "mimo_v2_flash", "ernie4_5_moe", "bailing_hybrid", "laguna"),
+            *("qwen4_exp", "qwen4_exp_text"),
         ),
         block="mlp",
         memory_block="mlp",
-        routers={
-            "gate.weight": 0,
-            "gate.e_score_correction_bias": 0,
-            "gate.expert_bias": 0,
-            "e_score_correction_bias": 0,
-            "experts.e_score_correction_bias": 0,
-            "moe_statics.e_score_correction_bias": 1,
-        },
+        routers=_GATE,
         parameters=_GATED,
     ),
     Family(
-        name="qwen-fused",
-        model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
+        name="qwen-beside-vision",
+        model_types=("qwen3_omni_moe", "qwen3_omni_moe_thinker", "dots3_note", "deepseek_ocr2", "unlimited_ocr"),
         block="mlp",
         memory_block="mlp",
-        routers={"gate.weight": 0},
+        routers=_GATE,
+        parameters=_GATED,
+        memory_prefixes={"model.": "model.language_model.", "thinker.model.": "thinker.model.language_model."},
+    ),
+    Family(
+        name="qwen-fused",
+        model_types=("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_vl_moe", "mistral4", "hy_v4"),
+        block="mlp",
+        memory_block="mlp",
+        routers=_GATE,
         parameters=_GATED,
         fused=_FUSED,
+    ),
+    Family(
+        name="muse-spark",
+        model_types=("muse_spark",),
+        block="mlp",
+        memory_block="mlp",
+        routers=_GATE,
+        fused=_FUSED,
+        unrouted=("pre_expert_", "post_expert_", "experts.post_expert_norm."),
+    ),
+    Family(
+        name="kolibri",
+        model_types=("kolibri1",),
+        block="",
+        memory_block="mlp",
+        routers={"mlp.gate.weight": 0, "moe.router.expert_bias": 0},
+        experts="mlp.experts",
+        parameters=_GATED,
+        unrouted=(
+            "mlp.shared_experts.",
+            "input_layernorm.",
+            "self_attn.",
+            "post_attention_",
+            "post_attn_",
+            "post_ffn_",
+        ),
+    ),
+    Family(
+        name="longcat",
+        model_types=("longcat_flash",),
+        block="mlp",
+        memory_block="mlp",
+        routers={"router.classifier.weight": 0, "router.classifier.bias": 0, "router.e_score_correction_bias": 0},
+        scores_more_than_experts=True,
+        parameters=_GATED,
+    ),
+    Family(
+        name="zaya",
+        model_types=("zaya",),
+        block="mlp",
+        memory_block="mlp",
+        routers={"gate.router_mlp.out_proj.weight": 0, "gate.balancing_biases": 0},
+        scores_more_than_experts=True,
+        fused=_FUSED,
+        unrouted=("gate.down_proj.", "gate.router_states_scale", *_ZAYA_ROUTER_NETWORK),
+    ),
+    Family(
+        name="deepseek-v4",
+        model_types=("deepseek_v4",),
+        block="ffn",
+        memory_block="mlp",
+        routers={"gate.weight": 0, "gate.bias": 0},
+        expert_numbers=("gate.tid2eid",),
+        parameters=_GATED_BY_NUMBER,
+        memory_prefixes={"": "model."},
+    ),
+    Family(
+        name="mistral-large-4",
+        model_types=("mistral_large4",),
+        block="",
+        memory_block="mlp",
+        routers={"gate.weight": 0},
+        parameters=_GATED_BY_NUMBER,
+        unrouted=("shared_experts.", "attention.", "attention_norm.", "ffn_norm."),
+        memory_prefixes={"": "model.language_model."},
+    ),
+    Family(
+        name="gemma4",
+        model_types=("gemma4", "gemma4_text"),
+        block="",
+        memory_block="",
+        routers={"router.proj.weight": 0, "router.per_expert_scale": 0},
+        fused=_FUSED,
+        unrouted=("router.scale", "mlp.", "self_attn.", *_GEMMA_BESIDE_EXPERTS),
+    ),
+    Family(
+        name="step3",
+        model_types=("step3p7",),
+        block="moe",
+        memory_block="mlp",
+        routers={"gate.weight": 0, "router_bias": 0},
+        parameters=_GATED,
+        fused={f"{name}.weight": f"{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")},
+        memory_prefixes={"model.": "model.language_model."},
+    ),
+    Family(
+        name="aria",
+        model_types=("aria", "aria_text"),
+        block="mlp",
+        memory_block="mlp",
+        routers={"router.weight": 0},
+        fused={"experts.fc1.weight": "gate_up_proj", "experts.fc2.weight": "down_proj"},
     ),
     Family(
         name="hunyuan",
@@ -118,6 +196,7 @@ FAMILIES = (
         routers={"router.weight": 0},
         parameters=_GATED,
         fused=_FUSED,
+        memory_prefixes={},
     ),
     Family(
         name="jamba",
@@ -144,35 +223,41 @@ FAMILIES = (
         fused={"input_linear.weight": "gate_up_proj", "output_linear.weight": "down_proj"},
     ),
     Family(
+        name="granite-swa",
+        model_types=("granitemoe_swa",),
+        block="block_sparse_moe",
+        memory_block="block_sparse_moe",
+        routers={"router.weight": 0},
+        fused=_FUSED,
+    ),
+    Family(
         name="nemotron-h",
         model_types=("nemotron_h",),
         block="mixer",
         memory_block="mixer",
         routers={"gate.weight": 0, "gate.e_score_correction_bias": 0},
         parameters={"up_proj": ("up_proj",), "down_proj": ("down_proj",)},
-        unrouted=(*_SHARED, "fc1_latent_proj.", "fc2_latent_proj."),
+        unrouted=(*SHARED, "fc1_latent_proj.", "fc2_latent_proj."),
         memory_prefixes={"backbone.": "model."},
     ),
 )
 
-_TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
-_GROUP_KEYS = ("n_group", "num_expert_group")
 _SHOWN_PATTERNS = 6
-
-# How many expert groups a configuration means that does not say, where that is not 1.
-_DEFAULT_GROUPS = {"deepseek_v3": 8, "bailing_hybrid": 8}
 
 
 def find_family(config: Mapping[str, Any], where: str, patterns: Sequence[str]) -> Family:
     """The family of a model's `config`; raises `CheckpointError` for one not in the table.
 
-    The message names the model type and the `patterns` of the tensors' names, which tell whether a row could be added.
+    A multimodal type without a row of its own is read as its language model. The message names the model type, and why
+    it is refused or the `patterns` of the tensors' names, which tell whether a row could be added.
     """
-    stated = [part.get("model_type") for part in (config, language_config(config))]
-    found = [name for name in stated if isinstance(name, str)]
-    for family in FAMILIES:
-        if set(found) & set(family.model_types):
-            return family
+    found = stated_model_types(config)
+    for name in found:
+        if name in REFUSED:
+            raise CheckpointError(f"{where} has the model type {name!r}, which is not compiled: {REFUSED[name]}")
+        for family in FAMILIES:
+            if name in family.model_types:
+                return family
     if not found:
         raise CheckpointError(
             f"{where} has a config.json without a model_type, so its tensors' names cannot be understood"
@@ -182,46 +267,3 @@ def find_family(config: Mapping[str, Any], where: str, patterns: Sequence[str]) 
         f"{where} has the model type {found[0]!r}, which is not a known family (docs/families.md lists those); "
         f"its mixture-of-experts tensors are named {shown}"
     )
-
-
-def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of `config` that describes the language model: `text_config` in a multimodal one, else all of it."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
-
-
-def num_decoder_layers(config: Mapping[str, Any], where: str) -> int | None:
-    """How many decoder layers the configuration states, None where it does not.
-
-    A layer past the last is a head for speculative decoding.
-    """
-    value = language_config(config).get("num_hidden_layers")
-    if value is not None and (type(value) is not int or value < 1):
-        raise CheckpointError(f"{where} states num_hidden_layers as {value!r}, a number of at least 1 was expected")
-    return value
-
-
-def experts_per_token(config: Mapping[str, Any]) -> int | None:
-    """K as the configuration states it (the first layer's, where it states a list), or None where it does not."""
-    value = _first(language_config(config), _TOP_K_KEYS)
-    if isinstance(value, list) and value:
-        value = value[0]
-    return value if type(value) is int else None
-
-
-def num_expert_groups(config: Mapping[str, Any], where: str) -> int:
-    """G of group-limited routing: experts `g * E / G` up to `(g + 1) * E / G` are group g; 1 = no such limit."""
-    language = language_config(config)
-    # Of all families that have groups, DeepSeek-V2 alone can switch them off; the others do not read this.
-    if language.get("model_type") == "deepseek_v2" and language.get("topk_method") == "greedy":
-        return 1
-    value = _first(language, _GROUP_KEYS)
-    if value is None:
-        value = _DEFAULT_GROUPS.get(str(language.get("model_type")), 1)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{where} states its expert groups as {value!r}, a number of at least 1 was expected")
-    return value
-
-
-def _first(config: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((config[key] for key in keys if config.get(key) is not None), None)

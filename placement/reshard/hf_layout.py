@@ -1,21 +1,24 @@
 """Lay out an ordinary checkpoint whose experts are renumbered by the plan and its routers with them (layout `hf`).
 
 New expert `i` of a layer is old expert `physical_to_logical[row, i]`. Files keep the source's names and the order of
-its bytes: per-expert tensors are only renamed, fused ones and routers are permuted along their expert axis. Routing
-then picks the same experts under new numbers; a tie between equal scores may fall differently.
+its bytes: per-expert tensors are only renamed, fused ones and routers are permuted along their expert axis, and tables
+of expert numbers are written anew. Routing then picks the same experts under new numbers; a tie between equal scores
+may fall differently.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 
 from specmoe.errors import CheckpointError, MismatchError
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.reshard.families import num_expert_groups
+from specmoe.placement.reshard.expert_numbers import renumbered
 from specmoe.placement.reshard.layout import CheckpointLayout, OutputFile, OutputTensor, whole
 from specmoe.placement.reshard.manifest import PLAN_FILE
 from specmoe.placement.reshard.moe_model import ByteRange, MoeLayer, MoeModel
+from specmoe.routing_config import num_expert_groups
 
 
 def lay_out_hf(model: MoeModel, plan: PlacementPlan) -> CheckpointLayout:
@@ -66,11 +69,20 @@ def _permuted(model: MoeModel, layer: MoeLayer, old_of_new: Sequence[int]) -> Ma
             continue
         for new, old in enumerate(old_of_new):
             name = piece.ranges[old].tensor
-            outputs[name] = whole(checkpoint, name, f"{layer.prefix}experts.{new}.{piece.label}")
-    for name in layer.routers:
-        step = checkpoint.tensors[name].num_bytes // layer.num_experts
-        outputs[name] = _reordered(model, name, [ByteRange(name, old * step, (old + 1) * step) for old in old_of_new])
+            outputs[name] = whole(checkpoint, name, f"{layer.prefix}{model.family.experts}.{new}.{piece.label}")
+    for name, axis in layer.routers.items():
+        outputs[name] = _permuted_router(model, name, axis, old_of_new)
+    for name in layer.expert_numbers:
+        outputs[name] = replace(whole(checkpoint, name), content=renumbered(checkpoint, name, old_of_new))
     return outputs
+
+
+def _permuted_router(model: MoeModel, name: str, axis: int, old_of_new: Sequence[int]) -> OutputTensor:
+    """Entries along `axis`, before which all sizes are 1; those past the experts stay where they are."""
+    entry = model.checkpoint.tensors[name]
+    step = entry.num_bytes // entry.shape[axis]
+    order = [*old_of_new, *range(len(old_of_new), entry.shape[axis])]
+    return _reordered(model, name, [ByteRange(name, old * step, (old + 1) * step) for old in order])
 
 
 def _reordered(model: MoeModel, name: str, ranges: Sequence[ByteRange]) -> OutputTensor:

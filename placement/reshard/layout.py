@@ -19,12 +19,16 @@ from specmoe.safetensors_header import DTYPE_BITS
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTensor:
-    """One tensor to write: its bytes are those of `ranges`, one after the other."""
+    """One tensor to write: its bytes are those of `ranges`, one after the other.
+
+    `content` has as many bytes, and takes their place, where values had to be computed from those of `ranges`.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     ranges: tuple[ByteRange, ...]
+    content: bytes | None = None
 
     @cached_property
     def num_bytes(self) -> int:

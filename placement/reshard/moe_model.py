@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from specmoe.checkpoint import Checkpoint
-from specmoe.placement.reshard.families import Family
+from specmoe.placement.reshard.family import Family
 
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 
@@ -35,13 +35,17 @@ class ExpertPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeLayer:
-    """One MoE layer: its block's `prefix` on disk, experts' `pieces` by label, `routers` by name with their axis."""
+    """One MoE layer: its block's `prefix` on disk, experts' `pieces` by label, `routers` by name with their axis.
+
+    `expert_numbers` names integer tensors whose values are experts of this layer.
+    """
 
     layer_id: int
     prefix: str
     num_experts: int
     pieces: Mapping[str, ExpertPiece]
     routers: Mapping[str, int]
+    expert_numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def _expert_module(model: MoeModel, layer: MoeLayer) -> str:
     """The experts module's name in transformers' module tree, as far as the family's row knows it."""
     family = model.family
     decoder, number, _ = layer.prefix.partition("layers.")
-    return f"{family.memory_prefixes.get(decoder, decoder)}{number}{layer.layer_id}.{family.memory_block}.experts"
+    return f"{family.memory_prefixes.get(decoder, decoder)}{number}{layer.layer_id}.{family.memory_experts}"
 
 
 def _rank_file(model: MoeModel, plan: PlacementPlan, rank: int, modules: Sequence[str]) -> OutputFile:
@@ -61,7 +61,7 @@ def _rank_file(model: MoeModel, plan: PlacementPlan, rank: int, modules: Sequenc
 
 def _parameters(model: MoeModel, layer: MoeLayer, module: str, experts: Sequence[int]) -> Iterator[OutputTensor]:
     """Plain weights: transformers' parameters, the rows of their projections one after the other in each slot."""
-    if any(piece.is_fused for piece in layer.pieces.values()):
+    if layer.pieces.keys() != set(model.family.projection_weights):
         yield from _pieces(model, layer, module, experts)
         return
     for parameter, projections in model.family.parameters.items():
@@ -88,7 +88,7 @@ def _stack(name: str, pieces: Sequence[ExpertPiece], shape: tuple[int, ...], exp
 def _shared_files(model: MoeModel) -> list[OutputFile]:
     """Everything but experts, in the order of the source's bytes, in files of about `SHARED_FILE_BYTES`."""
     checkpoint = model.checkpoint
-    routers = {name for layer in model.layers.values() for name in layer.routers}
+    routers = {name for layer in model.layers.values() for name in (*layer.routers, *layer.expert_numbers)}
     names = checkpoint.in_file_order(model.rest | routers)
     groups: list[list[OutputTensor]] = [[]]
     filled = 0

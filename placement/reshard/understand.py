@@ -8,8 +8,10 @@ from typing import NamedTuple
 from specmoe.checkpoint import Checkpoint
 from specmoe.errors import CheckpointError
 from specmoe.placement.reshard.block_reader import BlockReader
-from specmoe.placement.reshard.families import DECODER_PREFIXES, Family, find_family, num_decoder_layers
+from specmoe.placement.reshard.families import DECODER_PREFIXES, find_family
+from specmoe.placement.reshard.family import Family
 from specmoe.placement.reshard.moe_model import MoeLayer, MoeModel
+from specmoe.routing_config import num_decoder_layers
 
 _LAYER_NAME = re.compile(
     rf"(?P<start>(?:{'|'.join(map(re.escape, DECODER_PREFIXES))})layers\.(?P<layer>0|[1-9][0-9]{{0,5}})\.)(?P<rest>.+)"
@@ -38,9 +40,8 @@ def understand(checkpoint: Checkpoint) -> MoeModel:
             raise CheckpointError(f"{where} has two blocks {block.prefix} and {layers[block.layer_id].prefix}")
         layers[block.layer_id] = BlockReader(checkpoint, family, block.prefix, block.layer_id).read(names)
     if not layers:
-        raise CheckpointError(
-            f"{where} has no mixture-of-experts layers: no layer has a router {family.block}.{family.router_weight}"
-        )
+        router = family.block_prefix + family.router_weight
+        raise CheckpointError(f"{where} has no mixture-of-experts layers: no layer has a router {router}")
     return MoeModel(checkpoint=checkpoint, family=family, layers=layers, rest=_rest(checkpoint, layers))
 
 
@@ -60,8 +61,8 @@ def _moe_blocks(checkpoint: Checkpoint, family: Family) -> dict[_Block, list[str
     blocks: dict[_Block, list[str]] = defaultdict(list)
     for name in checkpoint.tensors:
         match = _LAYER_NAME.fullmatch(name)
-        if match and match["rest"].startswith(f"{family.block}."):
-            block = _Block(int(match["layer"]), match["start"] + f"{family.block}.")
+        if match and match["rest"].startswith(family.block_prefix):
+            block = _Block(int(match["layer"]), match["start"] + family.block_prefix)
             blocks[block].append(name.removeprefix(block.prefix))
     for block, names in blocks.items():
         _refuse_experts_without_router(checkpoint, family, block, names)
@@ -72,7 +73,7 @@ def _refuse_experts_without_router(checkpoint: Checkpoint, family: Family, block
     if family.router_weight in names:
         return
     for name in names:
-        if name.startswith(("experts.", *family.fused)):
+        if name.startswith((f"{family.experts}.", *family.fused)):
             raise CheckpointError(
                 f"{checkpoint.path} has {block.prefix}{name} but no router {block.prefix}{family.router_weight}"
             )
@@ -81,6 +82,6 @@ def _refuse_experts_without_router(checkpoint: Checkpoint, family: Family, block
 def _rest(checkpoint: Checkpoint, layers: Mapping[int, MoeLayer]) -> frozenset[str]:
     taken: set[str] = set()
     for layer in layers.values():
-        taken.update(layer.routers)
+        taken.update(layer.routers, layer.expert_numbers)
         taken.update(span.tensor for piece in layer.pieces.values() for span in piece.ranges)
     return frozenset(checkpoint.tensors) - taken

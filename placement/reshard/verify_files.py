@@ -9,7 +9,6 @@ from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import SpecmoeError
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.compilation import check_fit
-from specmoe.placement.reshard.families import num_expert_groups
 from specmoe.placement.reshard.hf_layout import check_expressible
 from specmoe.placement.reshard.manifest import CompiledManifest
 from specmoe.placement.reshard.moe_model import MoeModel
@@ -19,6 +18,7 @@ from specmoe.placement.reshard.understand import understand
 from specmoe.placement.reshard.verify_folder import check_files, check_hashes, check_plan, check_rank_files
 from specmoe.placement.reshard.verify_origin import check_origin, read_outputs
 from specmoe.placement.reshard.verify_report import VerifyCheck, VerifyReport
+from specmoe.routing_config import num_expert_groups
 
 
 def verify_files(out: Path | str, against: Path | str | None = None, *, progress: bool = False) -> VerifyReport:

@@ -5,11 +5,15 @@ This walks from the source to the output, the opposite way of the compiler, and 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.copy_bytes import BUFFER_BYTES, SourceFiles
+from specmoe.placement.reshard.expert_numbers import read_expert_numbers
 from specmoe.placement.reshard.manifest import CompiledManifest
 from specmoe.placement.reshard.moe_model import ByteRange, ExpertPiece, MoeLayer, MoeModel
 from specmoe.placement.reshard.progress import Report
@@ -21,7 +25,10 @@ _MAX_PROBLEMS = 20
 
 
 class Place(NamedTuple):
-    """Where some source bytes must be: at `offset` of tensor `name` in `file` (the shared files, or a rank's)."""
+    """Where some source bytes must be: at `offset` of tensor `name` in `file` (the shared files, or a rank's).
+
+    With `old_of_new` they are expert numbers, which must be there under the plan's new numbers.
+    """
 
     kind: str
     source: ByteRange
@@ -30,6 +37,7 @@ class Place(NamedTuple):
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    old_of_new: tuple[int, ...] = ()
 
 
 SHARED = -1  # `Place.file` of the shared files, and of all files in layout hf
@@ -88,15 +96,23 @@ def _places_in_hf(model: MoeModel, plan: PlacementPlan) -> Iterator[Place]:
                     offset = new * (source.end - source.begin)
                     yield Place("experts", source, SHARED, source.tensor, offset, piece.dtype, shape)
                 else:
-                    name = f"{layer.prefix}experts.{new}.{piece.label}"
+                    name = f"{layer.prefix}{model.family.experts}.{new}.{piece.label}"
                     yield Place("experts", source, SHARED, name, 0, piece.dtype, piece.shape)
-        for name in layer.routers:
-            entry = model.checkpoint.tensors[name]
-            step = entry.num_bytes // layer.num_experts
-            for new, old in enumerate(old_of_new):
-                source = ByteRange(name, old * step, (old + 1) * step)
-                yield Place("routers", source, SHARED, name, new * step, entry.dtype, entry.shape)
+        for name, axis in layer.routers.items():
+            yield from _router_entries(model, name, axis, old_of_new)
+        for place in _unchanged(model, "routers", layer.expert_numbers):
+            yield place._replace(old_of_new=tuple(old_of_new))
     yield from _unchanged(model, "other tensors", sorted(model.rest))
+
+
+def _router_entries(model: MoeModel, name: str, axis: int, old_of_new: Sequence[int]) -> Iterator[Place]:
+    """Each expert's entry under its new number, and the entries of what is no expert where they were."""
+    entry = model.checkpoint.tensors[name]
+    step = entry.num_bytes // entry.shape[axis]
+    for new in range(entry.shape[axis]):
+        old = old_of_new[new] if new < len(old_of_new) else new
+        source = ByteRange(name, old * step, (old + 1) * step)
+        yield Place("routers", source, SHARED, name, new * step, entry.dtype, entry.shape)
 
 
 def _places_in_ranks(model: MoeModel, plan: PlacementPlan, manifest: CompiledManifest) -> Iterator[Place]:
@@ -106,13 +122,13 @@ def _places_in_ranks(model: MoeModel, plan: PlacementPlan, manifest: CompiledMan
             experts = plan.physical_to_logical[row, first:last].tolist()
             for name, pieces in _parameters(model, layer).items():
                 yield from _slots(rank, f"{module}.{name}", pieces, experts)
-        yield from _unchanged(model, "routers", sorted(layer.routers))
+        yield from _unchanged(model, "routers", sorted((*layer.routers, *layer.expert_numbers)))
     yield from _unchanged(model, "other tensors", sorted(model.rest))
 
 
 def _parameters(model: MoeModel, layer: MoeLayer) -> dict[str, list[ExpertPiece]]:
     """The names in a rank file, and the pieces that lie one after the other in each slot of them."""
-    if not model.has_plain_experts or any(piece.is_fused for piece in layer.pieces.values()):
+    if not model.has_plain_experts or layer.pieces.keys() != set(model.family.projection_weights):
         return {label: [piece] for label, piece in layer.pieces.items()}
     return {
         parameter: [layer.pieces[f"{projection}.weight"] for projection in projections]
@@ -148,6 +164,8 @@ def _compare(files: SourceFiles, model: MoeModel, place: Place, output: TensorEn
             f"{place.dtype} {list(place.shape)} was expected"
         )
     source = model.checkpoint.tensors[place.source.tensor]
+    if place.old_of_new:
+        return _compare_numbers(model, place, output)
     theirs, ours = source.begin + place.source.begin, output.begin + place.offset
     for start in range(0, place.source.end - place.source.begin, BUFFER_BYTES):
         count = min(BUFFER_BYTES, place.source.end - place.source.begin - start)
@@ -155,6 +173,16 @@ def _compare(files: SourceFiles, model: MoeModel, place: Place, output: TensorEn
             return (
                 f"{place.name} in {output.file.name} at byte {place.offset} is not {place.source.tensor} of the source"
             )
+    return None
+
+
+def _compare_numbers(model: MoeModel, place: Place, output: TensorEntry) -> str | None:
+    """Whether each new expert number of the output stands for the source's old one."""
+    written = replace(model.checkpoint, tensors={place.name: output})
+    new = read_expert_numbers(written, place.name, len(place.old_of_new))
+    old = read_expert_numbers(model.checkpoint, place.name, len(place.old_of_new))
+    if not np.array_equal(np.asarray(place.old_of_new)[new], old):
+        return f"{place.name} in {output.file.name} does not name the experts of the source under their new numbers"
     return None
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from specmoe.placement.reshard.refused_families import REFUSED
+
 HERE = Path(__file__).parent
 TABLE = HERE.parents[2] / "docs" / "families.md"
 TESTS = ("test_family_logits.py", "test_nested_models.py", "test_quantized.py")
@@ -23,6 +25,13 @@ with every suffix of an expert, and proven by bytes. Every cell includes `specmo
 
 | model type | weights | layout hf | layout ranks |
 |---|---|---|---|
+"""
+REFUSED_HEAD = """## Refused
+The other model types of transformers that have experts, and why they are not compiled. A model type that stands in
+neither table is refused with the names of its tensors.
+
+| model type | why |
+|---|---|
 """
 
 
@@ -39,6 +48,7 @@ def main() -> None:
         f"| {model_type} | {kind} | {found[model_type, kind, 'hf']} | {found[model_type, kind, 'ranks']} |"
         for model_type, kind in rows
     ]
+    lines += ["", REFUSED_HEAD + "\n".join(f"| {model_type} | {why} |" for model_type, why in REFUSED.items())]
     TABLE.write_text(HEAD + "\n".join(lines) + "\n")
 
 

@@ -54,7 +54,7 @@ class Interrupted(BaseException):
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_files: int, error: BaseException) -> None:
     """Make the writing of the file after `num_files` fail halfway."""
-    original, written = copy_bytes.write_spans, iter(range(num_files + 1))
+    original, written = copy_bytes.write_file, iter(range(num_files + 1))
 
     def write(path: Path, header: bytes, *rest: Any, **options: Any) -> Any:
         if next(written, None) == num_files:
@@ -62,7 +62,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_files: int, error: Base
             raise error
         return original(path, header, *rest, **options)
 
-    monkeypatch.setattr(build, "write_spans", write)
+    monkeypatch.setattr(build, "write_file", write)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -118,13 +118,13 @@ def test_an_interrupted_run_goes_on_without_redoing_finished_files(tmp_path, sou
 
 def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
-    original = copy_bytes.write_spans
+    original = copy_bytes.write_file
 
     def write(path: Path, *rest: Any, **options: Any) -> Any:
         written.append(path.name)
         return original(path, *rest, **options)
 
-    monkeypatch.setattr(build, "write_spans", write)
+    monkeypatch.setattr(build, "write_file", write)
     return written
 
 

@@ -1,7 +1,4 @@
-"""Model types that transformers loads as a whole only with towers of their own, or not at all: proven by bytes.
-
-Their language models have the names of a family that the logits prove, under another prefix.
-"""
+"""Model types that a tiny model cannot stand for, and a language model beside other towers: proven by bytes."""
 
 from dataclasses import dataclass, replace
 
@@ -19,6 +16,7 @@ PER_EXPERT = {
 }
 FUSED = {"experts.gate_up_proj": ("BF16", (8, 4, 12)), "experts.down_proj": ("BF16", (8, 6, 4))}
 VISION = {
+    "talker.model.layers.1.mlp.gate.weight": ("F32", (2, 3)),
     "vision_tower.blocks.1.mlp.experts.0.weight": ("F32", (3,)),
     "vision_tower.layers.1.mlp.gate.weight": ("F32", (2,)),
 }
@@ -29,22 +27,20 @@ class Nested:
     model_type: str
     prefix: str
     experts: dict[str, tuple[str, tuple[int, ...]]]
-    block: str = "mlp"
-    router: str = "gate.weight"
 
 
 CASES = (
     Nested(model_type="kimi_k2", prefix="model.", experts=PER_EXPERT),
+    Nested(model_type="qwen3_omni_moe", prefix="thinker.model.", experts=PER_EXPERT),
     Nested(model_type="kimi_k25", prefix="language_model.model.", experts=PER_EXPERT),
     Nested(model_type="qwen3_5_moe", prefix="model.language_model.", experts=FUSED),
-    Nested(
-        model_type="llama4",
-        prefix="language_model.model.",
-        experts=FUSED,
-        block="feed_forward",
-        router="router.weight",
-    ),
 )
+MEMORY = {"language_model.model.": "model.language_model.", "thinker.model.": "thinker.model.language_model."}
+
+
+def nested_config(model_type: str) -> dict[str, object]:
+    config = {"text_config": {"num_hidden_layers": 3, "num_experts_per_tok": 2, "n_group": 1}}
+    return {"thinker_config": config} if model_type == "qwen3_omni_moe" else config
 
 
 @pytest.mark.parametrize("layout", ["ranks", "hf"])
@@ -55,16 +51,16 @@ def test_the_language_model_is_compiled_and_the_rest_carried_along(
     recipe = replace(
         recipes["deepseek_v3"],
         model_type=case.model_type,
-        prefix=f"{case.prefix}layers.{{layer}}.{case.block}.",
-        tensors={case.router: ("BF16", (8, 4)), **case.experts},
-        config={"text_config": {"num_hidden_layers": 3, "num_experts_per_tok": 2, "n_group": 1}},
+        prefix=f"{case.prefix}layers.{{layer}}.mlp.",
+        tensors={"gate.weight": ("BF16", (8, 4)), **case.experts},
+        config=nested_config(case.model_type),
         extra=VISION,
     )
     source = make_checkpoint(tmp_path / "m", recipe)
     manifest = reshard(source, permutation_plan(ROWS, ep_size=4, layer_ids=(1, 2)), tmp_path / "out", layout=layout)
     assert verify_files(tmp_path / "out", source).passed
     if layout == "ranks":
-        assert manifest.expert_modules[0] == f"{case.prefix}layers.1.{case.block}.experts"
+        assert manifest.expert_modules[0] == f"{MEMORY.get(case.prefix, case.prefix)}layers.1.mlp.experts"
     proven(case.model_type, "bfloat16, by bytes", layout, "the language model's bytes, other towers unchanged")
 
 
