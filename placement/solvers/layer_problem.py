@@ -53,6 +53,11 @@ class Machine:
     def ep_size(self) -> int:
         return len(self.slots)
 
+    @property
+    def dearest_copy(self) -> float:
+        """What a copy over the slowest link costs; temperatures go with it."""
+        return 1.0 + self.surcharge
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerProblem:

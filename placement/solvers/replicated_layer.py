@@ -12,7 +12,7 @@ from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 _NEGLIGIBLE_TOKENS = 0.02
 
-# Temperatures are shares of the layer's tokens. Between rounds the homes follow the copies.
+# Temperatures are shares of the layer's tokens, times the dearest copy. Between rounds the homes follow the copies.
 ANNEALING_ROUNDS = 20
 _HOT, _COLD = 1e-2, 3e-5
 _HEAVIEST = 1500
@@ -63,7 +63,7 @@ def anneal_round(
     items = heaviest_items(items_of(problem, homes_of_set), _HEAVIEST, problem.num_logical_experts)
     tokens = float(items.weight.sum())
     cooling = (_COLD / _HOT) ** (1.0 / ANNEALING_ROUNDS)
-    hot = _HOT * cooling**turn * tokens
+    hot = _HOT * cooling**turn * tokens * problem.machine.dearest_copy
     anneal_copies(
         items,
         copies,
@@ -89,7 +89,7 @@ def settle(
 ) -> None:
     """Anneal in place at the coldest temperature, by all items, to the best state; ceiling: pairs per unit of speed."""
     items = items_of(problem, homes_of_set)
-    cold = _COLD * float(items.weight.sum())
+    cold = _COLD * float(items.weight.sum()) * problem.machine.dearest_copy
     proposals = proposals_per_round(problem)
     anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
 

@@ -67,7 +67,7 @@ class _Search:
         total = sum_over_tokens(
             self.problem.sets.set_of_token, self.rows.raw_row_of_token, cost_of_set, self.rows.num_pairs
         )
-        return held_out_homes(self.rows, total, self.price, temperature)
+        return held_out_homes(self.rows, total, self.price, temperature * self.problem.machine.dearest_copy)
 
     def expected(self, homes: TokenHomes | None, cost_of_set: NDArray[np.float64]) -> float:
         """Copies over all tokens."""
