@@ -15,13 +15,15 @@ from specmoe.placement.reshard.refused_families import REFUSED
 
 HERE = Path(__file__).parent
 TABLE = HERE.parents[2] / "docs" / "families.md"
-TESTS = ("test_family_logits.py", "test_nested_models.py", "test_quantized.py")
+TESTS = ("test_family_logits.py", "test_nested_models.py", "test_quantized_logits.py", "test_quantized.py")
 HEAD = """# What reshard compiles, and what was proven
 
 Made by `python tests/placement/reshard/family_table.py` from the tests that passed: each line is a model type of the
 family table and a format of its weights, each cell what a test showed for that layout. Floating-point models are tiny
-random ones of transformers' own classes, saved with their published names. Quantized checkpoints are moved as bytes,
-with every suffix of an expert, and proven by bytes. Every cell includes `specmoe verify --against` on the output.
+random ones of transformers' own classes, saved with their published names; a multimodal type is the whole model.
+Quantized checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and INT4
+are run too, as transformers dequantizes them on a CPU; the other formats it runs on no CPU (GPTQ and AWQ need gptqmodel,
+NVFP4 experts a GPU), and they are proven by bytes. Every cell includes `specmoe verify --against` on the output.
 
 | model type | weights | layout hf | layout ranks |
 |---|---|---|---|

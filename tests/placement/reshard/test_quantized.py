@@ -38,6 +38,12 @@ FORMATS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
         "weight_scale_2": ("F32", ()),
         "input_scale": ("F32", ()),
     },
+    "compressed-tensors nvfp4": {
+        "weight_packed": ("U8", (64, 64)),
+        "weight_scale": ("F8_E4M3", (64, 8)),
+        "weight_global_scale": ("F32", (1,)),
+        "input_global_scale": ("F32", (1,)),
+    },
     "packed 4-bit dtype": {"weight": ("F4", (64, 128)), "weight_scale": ("F8_E8M0", (64, 4))},
 }
 
