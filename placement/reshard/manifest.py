@@ -42,6 +42,7 @@ MAX_RANKS = 99_999  # five digits in a rank file's name
 Layout = Literal["ranks", "hf"]
 ExpertFormat = Literal["fused", "stacked"]
 
+_WEIGHT_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
 _MAX_BYTES = 512 * 2**20
 
 
@@ -106,11 +107,14 @@ class CompiledManifest:
         return self.rank_files[rank]
 
     def unlisted_files(self, out: Path) -> list[str]:
-        """Names, sorted, of what lies in the folder `out` without being listed: loaders might read it."""
+        """Names, sorted, of what lies in the folder `out` without being listed: loaders might read it.
+
+        What the hub and version control add is no part of the model: dot files and folders, and a README.md.
+        """
         present = {
             path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()
         }
-        return sorted(present - self.files.keys() - {MANIFEST_FILE})
+        return sorted(name for name in present - self.files.keys() - {MANIFEST_FILE} if not _is_of_hub(name))
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the manifest file."""
@@ -151,6 +155,12 @@ class CompiledManifest:
 def rank_file_name(rank: int, ep_size: int) -> str:
     """The name of a rank's file: `experts-rank-RRRRR-of-RRRRR.safetensors`, counted from 0."""
     return f"experts-rank-{rank:05d}-of-{ep_size:05d}.safetensors"
+
+
+def _is_of_hub(name: str) -> bool:
+    """Whether `name` is what the hub puts beside a model, by a name that is not one of weights."""
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return (is_hidden or name == "README.md") and not name.endswith(_WEIGHT_SUFFIXES)
 
 
 def check_relative_name(name: str) -> None:

@@ -21,9 +21,10 @@ HEAD = """# What reshard compiles, and what was proven
 Made by `python tests/placement/reshard/family_table.py` from the tests that passed: each line is a model type of the
 family table and a format of its weights, each cell what a test showed for that layout. Floating-point models are tiny
 random ones of transformers' own classes, saved with their published names; a multimodal type is the whole model.
-Quantized checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and INT4
-are run too, as transformers dequantizes them on a CPU; the other formats it runs on no CPU (GPTQ and AWQ need gptqmodel,
-NVFP4 experts a GPU), and they are proven by bytes. Every cell includes `specmoe verify --against` on the output.
+Quantized checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and
+INT4 are run too, as transformers dequantizes them on a CPU. The other formats are proven by bytes: transformers loads
+no NVFP4 checkpoint yet, and needs gptqmodel for GPTQ and AWQ, which was not tried. Every cell includes
+`specmoe verify --against` on the output.
 
 | model type | weights | layout hf | layout ranks |
 |---|---|---|---|

@@ -129,6 +129,22 @@ def test_one_swapped_scale_is_found(tmp_path, quantized, plan) -> None:
     assert "up_proj.weight_scale_2" in problem
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_swapped_scale_is_found_in_an_ordinary_checkpoint(tmp_path, quantized, plan, name) -> None:
+    source, out = quantized(name), tmp_path / "out"
+    reshard(source, plan, out, layout="hf")
+    scale = next(suffix for suffix in FORMATS[name] if "scale" in suffix)
+    entries = [open_checkpoint(out).tensors[f"model.layers.2.mlp.experts.{e}.down_proj.{scale}"] for e in (0, 1)]
+    values = [entry.file.read_bytes()[entry.begin : entry.end] for entry in entries]
+    for entry, value in zip(entries, reversed(values), strict=True):
+        with entry.file.open("r+b") as file:
+            file.seek(entry.begin)
+            file.write(value)
+    report = verify_files(out, source)
+    problems = next(check for check in report.checks if check.name == "experts").problems
+    assert [f"experts.{e}.down_proj.{scale}" in problem for e, problem in enumerate(problems)] == [True, True]
+
+
 @pytest.mark.parametrize("layout", ["ranks", "hf"])
 def test_mxfp4_blocks_and_scales_follow_their_expert(tmp_path, make_checkpoint, recipes, plan, proven, layout) -> None:
     recipe = recipes["gpt_oss"]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from specmoe.errors import ArtifactError
 from specmoe.placement.plan import PlacementPlan
@@ -112,6 +114,40 @@ def test_an_expert_duplicated_and_another_lost(tmp_path, compiled) -> None:
     assert failed(out, tmp_path / "m") == {"experts"}
 
 
+def test_an_expert_duplicated_and_another_lost_in_an_ordinary_checkpoint(tmp_path, compiled) -> None:
+    out = compiled("hf")
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        first, second = (f"{BLOCK}.experts.{expert}.{projection}.weight" for expert in (3, 5))
+        overwrite(out, second, contents(out, first))
+    sign_again(out)
+    assert failed(out, tmp_path / "m") == {"experts"}
+
+
+def test_an_expert_left_out_of_an_ordinary_checkpoint(tmp_path, compiled) -> None:
+    out = compiled("hf")
+    lost = f"{BLOCK}.experts.5."
+    for path in out.glob("model-*.safetensors"):
+        kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(lost)}
+        save_file(kept, path, metadata={"format": "pt"})
+    index = out / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    kept_map = {name: file for name, file in weight_map.items() if not name.startswith(lost)}
+    index.write_text(json.dumps({"weight_map": kept_map}))
+    sign_again(out)
+    assert failed(out) == set()
+    assert failed(out, tmp_path / "m") == {"experts"}
+
+
+def test_a_slot_left_out_of_a_rank_file(tmp_path, compiled) -> None:
+    out = compiled("ranks")
+    path = sorted(out.glob("experts-*"))[1]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor[:-1].contiguous() for name, tensor in load_file(path).items()}, path, metadata=metadata)
+    sign_again(out)
+    assert failed(out, tmp_path / "m") == {"experts", "completeness"}
+
+
 def test_gate_and_up_rows_exchanged(tmp_path, compiled) -> None:
     out = compiled("ranks")
     name = f"{BLOCK}.experts.gate_up_proj"
@@ -158,6 +194,30 @@ def test_missing_extra_and_renamed_files(compiled) -> None:
     assert len(check.problems) == 2
     assert "tokenizer2.json is not in the manifest" in check.problems
     assert any("is missing" in problem for problem in check.problems)
+
+
+HUB_FILES = (".gitattributes", "README.md", ".cache/huggingface/download/config.json.metadata", ".git/objects/ab")
+
+
+@pytest.mark.parametrize("layout", ["ranks", "hf"])
+def test_what_the_hub_adds_to_a_folder_is_no_part_of_it(compiled, layout) -> None:
+    out = compiled(layout)
+    for name in HUB_FILES:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("from the hub")
+    assert failed(out) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["extra.safetensors", ".extra.safetensors", ".cache/a.bin", "notes.md", "a/README.md", "generation_config.json"],
+)
+def test_any_other_file_is_refused(compiled, name) -> None:
+    out = compiled("ranks")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("{}")
+    (check,) = [check for check in verify_files(out).checks if not check.passed]
+    assert check.problems == (f"{name} is not in the manifest",)
 
 
 def test_a_file_replaced_by_a_link(tmp_path, compiled) -> None:
