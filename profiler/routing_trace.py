@@ -77,6 +77,7 @@ def profile_of_trace(trace: RoutingTrace, *, sample_tokens: int | None = None, s
         vocab_size=trace.vocab_size,
         model_fingerprint=trace.model_fingerprint,
         source=trace.source,
+        too_long_requests=_num_too_long(trace, sample_tokens),
     )
 
 
@@ -103,10 +104,22 @@ def _regrouped(trace: RoutingTrace) -> RoutingTrace:
     return trace.take(order)
 
 
-def _sample(trace: RoutingTrace, sample_tokens: int | None, seed: int) -> RoutingSample:
+def _requests(trace: RoutingTrace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first token and the length of each request of a regrouped trace; without request ids each token is one."""
     request_ids = np.arange(trace.num_tokens) if trace.request_ids is None else trace.request_ids
     starts = np.flatnonzero(np.diff(request_ids, prepend=request_ids[:1] - 1))
-    lengths = np.diff(starts, append=trace.num_tokens)
+    return starts, np.diff(starts, append=trace.num_tokens)
+
+
+def _num_too_long(trace: RoutingTrace, sample_tokens: int | None) -> int:
+    """How many requests no sample of `sample_tokens` tokens can hold."""
+    if sample_tokens is None or sample_tokens >= trace.num_tokens:
+        return 0
+    return int((_requests(trace)[1] > sample_tokens).sum())
+
+
+def _sample(trace: RoutingTrace, sample_tokens: int | None, seed: int) -> RoutingSample:
+    starts, lengths = _requests(trace)
     positions = np.arange(trace.num_tokens) - np.repeat(starts, lengths)
     if sample_tokens is not None and sample_tokens < trace.num_tokens:
         chosen = np.zeros(len(starts), dtype=np.bool_)
