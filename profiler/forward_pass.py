@@ -1,14 +1,17 @@
 """One forward pass over a batch, and what the recorder keeps of it."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from specmoe.errors import CheckpointError, UsageError
 from specmoe.profiler.batches import Batch
 from specmoe.profiler.experts_interface import PassRouting
 from specmoe.profiler.pair_counts import id_dtype
+from specmoe.profiler.request_stream import Request
 from specmoe.profiler.routing_recorder import RoutingRecorder
 
 
@@ -22,26 +25,40 @@ def check_vocabulary(batch: Batch, vocab_size: int) -> None:
         )
 
 
-def run_batch(model: Any, batch: Batch) -> None:
-    """Run `batch` through `model`; raises `UsageError` where it does not fit the device's memory."""
-    device = model.device
-    arguments = {"input_ids": torch.from_numpy(batch.input_ids).to(device)}
-    if not batch.mask.all():
-        arguments["attention_mask"] = torch.from_numpy(batch.mask.astype(np.int64)).to(device)
+@contextmanager
+def fitting_in_memory(device: torch.device, batch: Batch) -> Iterator[None]:
+    """Around the passes over `batch`: no gradients, and `UsageError` where they do not fit the device's memory."""
     try:
         with torch.inference_mode():
-            model(**arguments, use_cache=False)
+            yield
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"{device} ran out of memory with a batch of {batch.mask.size} tokens; lower batch_tokens"
         ) from error
 
 
-def record_batch(routing: PassRouting, batch: Batch, recorder: RoutingRecorder, num_logical_experts: int) -> None:
-    """Drop the padding, then copy to the host: a byte or two per expert id, and the weights only of sample tokens."""
+def run_batch(model: torch.nn.Module, batch: Batch, device: torch.device) -> None:
+    """Run `batch` through `model`, which takes its input on `device`."""
+    arguments = {"input_ids": torch.from_numpy(batch.input_ids).to(device)}
+    if not batch.mask.all():
+        arguments["attention_mask"] = torch.from_numpy(batch.mask.astype(np.int64)).to(device)
+    with fitting_in_memory(device, batch):
+        model(**arguments, use_cache=False)
+
+
+def record_batch(
+    routing: PassRouting,
+    rows: NDArray[np.int64],
+    requests: Sequence[Request],
+    recorder: RoutingRecorder,
+    num_logical_experts: int,
+) -> None:
+    """Take the tokens of `requests`, in this order at `rows` int64 [T] of the pass, and leave the padding.
+
+    What is copied to the host is a byte or two per expert id, and the weights of those tokens that the sample wants.
+    """
     device = routing.expert_ids.device
-    tokens = np.flatnonzero(batch.mask)
-    expert_ids = routing.expert_ids.index_select(0, torch.from_numpy(tokens).to(device))
+    expert_ids = routing.expert_ids.index_select(0, torch.from_numpy(rows).to(device))
     # An id that does not fit would wrap to a good one in the narrow type.
     if bool(((expert_ids < 0) | (expert_ids >= num_logical_experts)).any()):
         raise CheckpointError(
@@ -49,6 +66,6 @@ def record_batch(routing: PassRouting, batch: Batch, recorder: RoutingRecorder, 
             "experts without weights are not handled"
         )
     narrow = torch.uint8 if id_dtype(num_logical_experts) is np.uint8 else torch.uint16
-    wanted = torch.from_numpy(tokens[recorder.wanted(batch.requests)]).to(device)
+    wanted = torch.from_numpy(rows[recorder.wanted(requests)]).to(device)
     gate_weights = routing.gate_weights.index_select(0, wanted).to(torch.float16)
-    recorder.add(batch.requests, expert_ids.to(narrow).cpu().numpy(), gate_weights.cpu().numpy())
+    recorder.add(requests, expert_ids.to(narrow).cpu().numpy(), gate_weights.cpu().numpy())

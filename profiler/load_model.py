@@ -1,5 +1,9 @@
-"""Load a checkpoint's model without the output head, which routing does not need."""
+"""Load a checkpoint's model: without the output head, which routing does not need, unless it is to generate."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +13,7 @@ from specmoe.device import usable_device
 from specmoe.errors import CheckpointError, UsageError
 from specmoe.pretrained import LOADING, check_loading_report, read_config, reading_with_transformers
 from specmoe.profiler.experts_interface import find_experts
+from specmoe.profiler.profile_options import ProfileOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,11 +21,16 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """`device`, or the GPU where there is one; raises `UsageError` for one that does not exist."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return usable_device(device)
+def choose_device(device: str | torch.device | None, local_process: int = 0) -> torch.device:
+    """`device`, or a GPU where there is one; raises `UsageError` for one that does not exist.
+
+    local_process: this process's number on its machine; each takes a GPU of its own while there are enough.
+    """
+    if device is not None:
+        return usable_device(device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_process % torch.cuda.device_count())
 
 
 def refuse_unroutable(folder: Path) -> None:
@@ -34,23 +44,65 @@ def refuse_unroutable(folder: Path) -> None:
         find_experts(model, str(folder))
 
 
-def load_base_model(folder: Path, device: torch.device, dtype: str) -> "PreTrainedModel":
-    """The model in `folder`, ready to run on `device`; raises `CheckpointError` where a tensor lacks or does not fit.
+def load_model(folder: Path, device: torch.device, options: ProfileOptions) -> "PreTrainedModel":
+    """The model in `folder`, ready to run on `device`, or spread over devices where `options` has a `device_map`.
 
-    dtype: one of `DTYPES`; `auto` is the checkpoint's own.
+    Raises `CheckpointError` where a tensor lacks or does not fit, `UsageError` for a dtype other than `DTYPES` (`auto`
+    is the checkpoint's own) and for a device map that cannot be followed.
     """
-    from transformers import AutoModel
-
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}, one of {', '.join(DTYPES)} was expected")
+    if options.dtype not in DTYPES:
+        raise UsageError(f"dtype is {options.dtype!r}, one of {', '.join(DTYPES)} was expected")
     config = _config(folder)
-    with reading_with_transformers(f"{folder} cannot be loaded"):
-        model, report = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, **LOADING, **_quantization(config)
+    kind = _kind_for(folder, config, generates=options.num_generated > 0)
+    with reading_with_transformers(f"{folder} cannot be loaded"), _quiet_accelerate():
+        model, report = kind.from_pretrained(
+            folder, config=config, dtype=options.dtype, **LOADING, **_quantization(config), **_placing(options)
         )
     check_loading_report(folder, report)
-    loaded: PreTrainedModel = model.to(device).eval()
+    loaded: PreTrainedModel = (model if options.device_map is not None else model.to(device)).eval()
     return loaded
+
+
+def input_device(model: "PreTrainedModel") -> torch.device:
+    """Where `model` takes token ids: with a device map its first device, which holds the embeddings."""
+    embeddings: torch.nn.Module = model.get_input_embeddings()
+    weight = embeddings.weight
+    assert isinstance(weight, torch.Tensor)
+    # What is on the disk, or waits in host memory for its turn on a GPU, shows as meta.
+    return torch.device("cpu") if weight.device.type == "meta" else weight.device
+
+
+@contextmanager
+def _quiet_accelerate() -> Iterator[None]:
+    """Without accelerate's note that a device map does what it says."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _kind_for(folder: Path, config: Any, *, generates: bool) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if not generates:
+        return AutoModel
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise CheckpointError(
+            f"transformers has no model for {folder} that generates text; profile it without generate"
+        )
+    return AutoModelForCausalLM
+
+
+def _placing(options: ProfileOptions) -> dict[str, Any]:
+    if options.device_map is None:
+        return {}
+    if find_spec("accelerate") is None:
+        raise UsageError("device_map needs accelerate; install it with: pip install 'specmoe[large]'")
+    folder = options.offload_folder
+    return {"device_map": options.device_map} | ({} if folder is None else {"offload_folder": str(folder)})
 
 
 def _config(folder: Path) -> Any:

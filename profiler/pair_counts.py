@@ -4,6 +4,8 @@ coactivation[l, i, j] = tokens that use both i and j in row l; transition[l, i, 
 row l + 1. Time grows with T * L * K * K and memory with L * E * E, whatever the number of tokens.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,20 @@ class PairCounts:
         """Count `expert_ids` uint8 | uint16 [T, L, K]; they must have passed `check_expert_ids`."""
         _add_pairs(expert_ids, self._one_sided, self._transitions)
         self.num_tokens += len(expert_ids)
+
+    def state(self) -> dict[str, Array]:
+        """All that `merge` needs to count on from here."""
+        return {
+            "num_tokens": np.asarray([self.num_tokens], dtype=np.int64),
+            "one_sided": self._one_sided,
+            "transitions": self._transitions,
+        }
+
+    def merge(self, state: Mapping[str, Array]) -> None:
+        """Add the counts of another's `state`."""
+        self.num_tokens += int(state["num_tokens"][0])
+        self._one_sided += state["one_sided"]
+        self._transitions += state["transitions"]
 
     def expert_counts(self) -> NDArray[np.int64]:
         """int64 [L, E]."""

@@ -54,14 +54,29 @@ class RequestReservoir(Generic[Payload]):
         self._payloads[index] = payload
         self._num_tokens += length
         while self._num_tokens > self._budget_tokens:
-            negative_priority, negative_index, released = heapq.heappop(self._heap)
-            self._threshold = -negative_priority
-            self._num_tokens -= released
-            del self._payloads[-negative_index]
+            self._threshold = self._drop_last()
+
+    @property
+    def threshold(self) -> int:
+        """Requests of this priority or above are out; 2^64 while all that fit the budget are in."""
+        return self._threshold
+
+    def lower_threshold(self, threshold: int) -> None:
+        """Let go of what another reservoir of the same budget and seed, over other requests, has found to be out."""
+        self._threshold = min(self._threshold, threshold)
+        while self._heap and -self._heap[0][0] >= self._threshold:
+            self._drop_last()
 
     def finish(self) -> dict[int, Payload]:
         """The payloads by request index, increasing."""
         return {index: self._payloads[index] for index in sorted(self._payloads)}
+
+    def _drop_last(self) -> int:
+        """Drop the request of the highest priority number, and return that."""
+        negative_priority, negative_index, released = heapq.heappop(self._heap)
+        self._num_tokens -= released
+        del self._payloads[-negative_index]
+        return -negative_priority
 
     def _priority(self, index: int) -> int:
         return int(priorities(np.asarray([index], dtype=np.int64), self._seed)[0])

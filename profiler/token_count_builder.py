@@ -35,6 +35,12 @@ class TokenCountBuilder:
         if self._buffered_bytes >= self._block_bytes:
             self._flush()
 
+    def merge(self, table: TokenExpertCounts) -> None:
+        """Add the counts of `table`."""
+        self._flush()
+        self._tables.append(table)
+        self._merge_alike()
+
     def finish(self) -> TokenExpertCounts:
         """The counts of all tokens added."""
         self._flush()
@@ -51,6 +57,9 @@ class TokenCountBuilder:
         expert_ids, token_ids = np.concatenate(self._expert_ids), np.concatenate(self._token_ids)
         self._expert_ids, self._token_ids, self._buffered_bytes = [], [], 0
         self._tables.append(count_tokens(expert_ids, token_ids, self._num_logical_experts))
+        self._merge_alike()
+
+    def _merge_alike(self) -> None:
         while len(self._tables) > 1 and len(self._tables[-2].counts) <= 2 * len(self._tables[-1].counts):
             self._merge_last()
 

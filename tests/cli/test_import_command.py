@@ -50,3 +50,17 @@ def test_a_bad_trace_is_one_sentence_and_writes_nothing(command_line, tmp_path) 
 
 def test_an_unknown_source_is_a_wrong_command_line(command_line, trace, tmp_path) -> None:
     assert command_line("import", trace, "--from", "csv", "-o", tmp_path / "p")[0] == 2
+
+
+def test_requests_longer_than_the_sample_are_counted_in_the_summary(command_line, tmp_path) -> None:
+    requests = np.repeat(np.arange(4, dtype=np.int32), [5, 1, 6, 2])
+    ids = np.tile(np.array([[[0, 1]]], dtype=np.uint8), (14, 1, 1))
+    np.savez(tmp_path / "trace.npz", expert_ids=ids, num_experts=4, request_ids=requests)
+    words = ["import", tmp_path / "trace.npz", "--from", "npz", "--sample-tokens", 4]
+    code, out, _ = command_line(*words, "-o", tmp_path / "p", "--json")
+    assert (code, json.loads(out)["too_long_requests"], json.loads(out)["tokens_in_sample"]) == (0, 2, 3)
+    assert RoutingProfile.load(tmp_path / "p").too_long_requests == 2
+    _, out, _ = command_line(*words, "-o", tmp_path / "q")
+    assert "2 requests, each longer than the sample; raise --sample-tokens" in out
+    _, out, _ = command_line("import", tmp_path / "trace.npz", "--from", "npz", "-o", tmp_path / "r", "--json")
+    assert json.loads(out)["too_long_requests"] == 0

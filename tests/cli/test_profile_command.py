@@ -1,6 +1,12 @@
 """`specmoe profile` on the command line."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +74,86 @@ def test_a_folder_that_is_no_checkpoint_is_one_sentence(command_line, text, tmp_
     assert code == 1
     assert "not a Hugging Face checkpoint" in err
     assert err.count("\n") == 1
+
+
+def test_two_processes_under_torchrun_write_what_one_writes(command_line, tiny_checkpoint, text, tmp_path) -> None:
+    words = ["profile", tiny_checkpoint, "--data", *text, "--batch-tokens", 8, "--max-length", 5, "--json", "-o"]
+    assert command_line(*words, tmp_path / "one")[0] == 0
+    done = torchrun(2, *words, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout)
+    assert (numbers["processes"], numbers["tokens"]) == (2, 24)
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def torchrun(processes: int, *words: object) -> "subprocess.CompletedProcess[str]":
+    script = Path(sys.executable).with_name("specmoe")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    return subprocess.run(
+        [str(word) for word in (*command, *words)], env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_ctrl_c_writes_what_there_is_and_resume_the_rest(command_line, tiny_checkpoint, text, tmp_path) -> None:
+    from specmoe.profiler import record_share
+
+    words = ["profile", tiny_checkpoint, "--data", *text, "--batch-tokens", 1, "--max-length", 4, "--json", "-o"]
+    assert command_line(*words, tmp_path / "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        run = record_share._run_and_record
+
+        def interrupted(*arguments: Any) -> None:
+            run(*arguments)
+            signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(record_share, "_run_and_record", interrupted)
+        code, out, _ = command_line(*words, tmp_path / "p")
+    numbers = json.loads(out)
+    assert (code, numbers["tokens"]) == (0, 4)
+    assert numbers["seen_share"] == RoutingProfile.load(tmp_path / "p").seen_share == round(4 / 24, 4)
+    code, _, err = command_line(*words, tmp_path / "p")
+    assert (code, "--resume" in err) == (1, True)
+    code, out, _ = command_line(*words, tmp_path / "p", "--resume")
+    assert (code, json.loads(out)["tokens"]) == (0, 24)
+    assert (tmp_path / "p").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_generated_tokens_weights_and_domains_are_summed_up(command_line, tiny_checkpoint, text, tmp_path) -> None:
+    words = ["profile", tiny_checkpoint, "--data", *text, "--weights", 1, 2, "--max-length", 3, "--generate", 2]
+    code, out, _ = command_line(*words, "-o", tmp_path / "p", "--json")
+    numbers = json.loads(out)
+    assert code == 0
+    assert numbers["domains"] == {str(text[0]): 15, str(text[1]): 20}
+    assert (numbers["tokens"], numbers["decode_tokens"]) == (35, 14)
+    assert numbers["run_seconds"] < numbers["seconds"]
+    assert 35 / numbers["tokens_per_second"] == pytest.approx(numbers["run_seconds"], abs=1e-3)
+    code, out, _ = command_line(*words, "-o", tmp_path / "q")
+    assert "35, 14 of them generated" in out
+    assert "b.jsonl 20" in out
+
+
+def test_a_device_map_may_come_from_a_file(command_line, tiny_checkpoint, text, tmp_path) -> None:
+    device_map = tmp_path / "map.json"
+    device_map.write_text('{"": "cpu"}')
+    words = ["profile", tiny_checkpoint, "--data", *text, "-o", tmp_path / "p", "--device-map", device_map]
+    assert command_line(*words)[0] == 0
+    for content in ("[1]", "{", '{"a": []}'):
+        device_map.write_text(content)
+        code, _, err = command_line(*words, "--force")
+        assert (code, "map.json" in err, "device map" in err) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--generate", "0"], "generate is 0"),
+        (["--checkpoint-minutes", "-1"], "checkpoint_minutes is -1"),
+        (["--weights", "1"], "1 weights for 2 data files"),
+        (["--offload-folder", "x"], "give device_map with it"),
+    ],
+)
+def test_a_wrong_option_is_named(words, message, command_line, tiny_checkpoint, text, tmp_path) -> None:
+    code, out, err = command_line("profile", tiny_checkpoint, "--data", *text, "-o", tmp_path / "p", *words)
+    assert (code, out) == (2, "")
+    assert message in err

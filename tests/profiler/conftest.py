@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,3 +161,31 @@ def jsonl(tmp_path, texts) -> Path:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def routes_by_the_router() -> Callable[[Path, list[list[int]]], list[np.ndarray]]:
+    """`routes_by_the_router(folder, sequences)`: what the model's own routers choose."""
+    return _routes_by_the_router
+
+
+def _routes_by_the_router(folder: Path, sequences: list[list[int]]) -> list[np.ndarray]:
+    """Per MoE layer int [T, K]: what the router modules of the causal model return, one sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    seen: dict[str, list[torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        if path.endswith(("mlp.gate", "mlp.router")):
+            seen[path] = []
+            block = model.get_submodule(path.rpartition(".")[0])
+
+            def keep(_module: Any, _args: Any, output: Any, path: str = path, block: Any = block) -> None:
+                # Older releases of some families return logits alone, and their block chooses.
+                seen[path].append(output[2] if isinstance(output, tuple) else block.route_tokens_to_experts(output)[0])
+
+            module.register_forward_hook(keep)
+    with torch.inference_mode():
+        for sequence in sequences:
+            model(input_ids=torch.tensor([sequence]), use_cache=False)
+    return [torch.cat(indices).numpy() for indices in seen.values()]

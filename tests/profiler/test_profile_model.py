@@ -1,40 +1,17 @@
 """`specmoe.profile` against the models' own routers, whatever the batches, and what it refuses."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import specmoe
 from specmoe.errors import ArtifactError, CheckpointError, UsageError
+from specmoe.profiler import load_model as load_model_module
 from specmoe.profiler.routing_profile import RoutingProfile
 
 FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
-
-
-def routes_by_the_router(folder: Path, sequences: list[list[int]]) -> list[np.ndarray]:
-    """Per MoE layer int [T, K]: what the router modules of the causal model return, one sequence at a time."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    seen: dict[str, list[torch.Tensor]] = {}
-    for path, module in model.named_modules():
-        if path.endswith(("mlp.gate", "mlp.router")):
-            seen[path] = []
-            block = model.get_submodule(path.rpartition(".")[0])
-
-            def keep(_module: Any, _args: Any, output: Any, path: str = path, block: Any = block) -> None:
-                # Older releases of some families return logits alone, and their block chooses.
-                seen[path].append(output[2] if isinstance(output, tuple) else block.route_tokens_to_experts(output)[0])
-
-            module.register_forward_hook(keep)
-    with torch.inference_mode():
-        for sequence in sequences:
-            model(input_ids=torch.tensor([sequence]), use_cache=False)
-    return [torch.cat(indices).numpy() for indices in seen.values()]
 
 
 def chunks(texts: list[str], length: int) -> list[list[int]]:
@@ -51,7 +28,9 @@ def chunks(texts: list[str], length: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_profile_is_what_the_models_own_routers_decide(family, tiny_model, jsonl, texts) -> None:
+def test_the_profile_is_what_the_models_own_routers_decide(
+    family, tiny_model, jsonl, texts, routes_by_the_router
+) -> None:
     model = tiny_model(family)
     sequences = chunks(texts, 64)
     routes = routes_by_the_router(model.folder, sequences)
@@ -77,7 +56,7 @@ def test_the_profile_is_what_the_models_own_routers_decide(family, tiny_model, j
     assert profile.token_counts.counts.sum() == profile.expert_counts.sum()
 
 
-def test_more_experts_than_fit_a_byte_keep_their_ids(model_of_many_experts, jsonl, texts) -> None:
+def test_more_experts_than_fit_a_byte_keep_their_ids(model_of_many_experts, jsonl, texts, routes_by_the_router) -> None:
     [indices] = routes_by_the_router(model_of_many_experts, chunks(texts, 64))
     assert indices.max() > 255
     sample = specmoe.profile(model_of_many_experts, jsonl).sample
@@ -221,6 +200,12 @@ def test_a_tokenizer_of_another_model_is_refused(editable_model, jsonl) -> None:
         ({"sample_tokens": 0}, "sample_tokens is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"device": "cuda:99"}, "the device cuda:99 cannot be used"),
+        ({"generate": 0}, "generate is 0"),
+        ({"generate": 64}, "generate is 64, and the model takes at most 64 tokens in all"),
+        ({"generate": 60, "max_length": 5}, "max_length is 5, the model takes at most 64, 60 of them generated"),
+        ({"weights": [1.0, 2.0]}, "2 weights for 1 data files"),
+        ({"device": "cpu", "device_map": "auto"}, "device and device_map both say"),
+        ({"offload_folder": "here"}, "give device_map with it"),
     ],
     ids=lambda value: str(value),
 )
@@ -249,6 +234,37 @@ def test_chat_messages_need_a_template(editable_model, tmp_path, write_tokenizer
         specmoe.profile(editable_model, chat)
     write_tokenizer(editable_model, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}")
     assert specmoe.profile(editable_model, chat).num_tokens == len("user: hi;")
+
+
+@pytest.mark.parametrize("generate", [None, 4])
+def test_a_model_spread_over_cpu_and_disk_gives_the_same_profile(generate, tiny_model, jsonl, tmp_path) -> None:
+    folder = tiny_model("olmoe").folder
+    prefix = "model." if generate else ""
+    modules = ["embed_tokens", "rotary_emb", "norm", "layers.0", "layers.1", "layers.2"]
+    device_map = {prefix + name: "disk" if name in ("layers.1", "layers.2") else "cpu" for name in modules}
+    device_map |= {"lm_head": "cpu"} if generate else {}
+    spread = specmoe.profile(
+        folder, jsonl, device_map=device_map, offload_folder=tmp_path / "weights", generate=generate, max_tokens=150
+    )
+    assert any((tmp_path / "weights").iterdir())
+    assert spread.fingerprint == specmoe.profile(folder, jsonl, generate=generate, max_tokens=150).fingerprint
+
+
+def test_a_device_map_without_accelerate_says_what_to_install(tiny_model, jsonl, monkeypatch) -> None:
+    monkeypatch.setattr(load_model_module, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs accelerate; install it with: pip install 'specmoe\[large\]'"):
+        specmoe.profile(tiny_model("olmoe").folder, jsonl, device_map="auto")
+
+
+def test_weights_mix_files_and_each_file_is_counted(tiny_model, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("abcd" * 100)
+    (tmp_path / "b.txt").write_text("efgh" * 100)
+    profile = specmoe.profile(
+        tiny_model("olmoe").folder, [tmp_path / "a.txt", tmp_path / "b.txt"], weights=[3, 1], max_length=10
+    )
+    assert profile.domains is not None
+    assert profile.domains.names == (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    assert profile.domains.num_tokens.tolist() == [400, 140]
 
 
 def test_an_empty_corpus_is_refused(tiny_model, tmp_path) -> None:

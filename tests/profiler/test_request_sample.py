@@ -19,6 +19,20 @@ def test_a_stream_in_any_order_draws_what_a_list_draws(budget: int) -> None:
         assert list(reservoir.finish().items()) == [(index, index * 2) for index in chosen.tolist()]
 
 
+@pytest.mark.parametrize("budget", [60, 100, 1000])
+def test_reservoirs_of_parts_draw_together_what_one_draws(budget: int) -> None:
+    chosen = choose_requests(LENGTHS, budget, seed=5)
+    parts: list[RequestReservoir[int]] = [RequestReservoir(budget, seed=5) for _ in range(3)]
+    for index in range(500):
+        parts[index % 3].add(index, int(LENGTHS[index]), index)
+    merged: RequestReservoir[int] = RequestReservoir(budget, seed=5)
+    for part in parts:
+        merged.lower_threshold(part.threshold)
+        for index in part.finish():
+            merged.add(index, int(LENGTHS[index]), index)
+    assert list(merged.finish()) == chosen.tolist()
+
+
 def test_everything_is_taken_where_it_fits() -> None:
     assert choose_requests(LENGTHS, int(LENGTHS.sum()), seed=0).tolist() == list(range(500))
 

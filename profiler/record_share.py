@@ -1,0 +1,77 @@
+"""Run one process's share of the batches and record them."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from specmoe.profiler.batches import Batch, make_batches
+from specmoe.profiler.checkpoint_file import SavedState, StateFile
+from specmoe.profiler.experts_interface import RoutingObserver
+from specmoe.profiler.forward_pass import check_vocabulary, record_batch, run_batch
+from specmoe.profiler.generation import continue_batch
+from specmoe.profiler.prepared_run import PreparedRun
+from specmoe.profiler.processes import Processes
+from specmoe.profiler.routing_recorder import RoutingRecorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareDone:
+    """seconds: what the share took, in earlier runs too; stopped: it was not all of it."""
+
+    seconds: float
+    stopped: bool
+
+
+def record_share(
+    run: PreparedRun,
+    recorder: RoutingRecorder,
+    processes: Processes,
+    state_file: StateFile | None,
+    *,
+    should_stop: Callable[[], bool],
+    on_tokens: Callable[[int], object],
+) -> ShareDone:
+    """Run every `processes.count`-th batch from this process's first on, and go on from `state_file`'s state.
+
+    The state is saved when it is due, and when `should_stop` says to stop. on_tokens: told of each batch's tokens.
+    """
+    saved = state_file.load() if state_file is not None else None
+    num_done, seconds_before = (saved.num_batches, saved.seconds) if saved is not None else (0, 0.0)
+    if saved is not None:
+        recorder.merge(saved.arrays)
+        on_tokens(recorder.num_tokens)
+    start = time.monotonic()
+
+    def save() -> None:
+        if state_file is not None:
+            seconds = seconds_before + time.monotonic() - start
+            state_file.save(SavedState(num_batches=num_done, seconds=seconds, arrays=recorder.state()))
+
+    stopped = False
+    batches = make_batches(run.requests, run.batch_tokens, run.requests.max_length)
+    own_batches = itertools.islice(batches, processes.number, None, processes.count)
+    with RoutingObserver(run.layers.modules) as observer:
+        for batch in itertools.islice(own_batches, num_done, None):
+            if stopped := should_stop():
+                save()
+                break
+            _run_and_record(run, batch, observer, recorder)
+            num_done += 1
+            on_tokens(len(batch.token_ids))
+            if state_file is not None and state_file.is_due():
+                save()
+    return ShareDone(seconds=seconds_before + time.monotonic() - start, stopped=stopped)
+
+
+def _run_and_record(run: PreparedRun, batch: Batch, observer: RoutingObserver, recorder: RoutingRecorder) -> None:
+    check_vocabulary(batch, run.vocab_size)
+    if run.options.generate is None:
+        run_batch(run.model, batch, run.device)
+        requests, num_rows, rows = batch.requests, batch.mask.size, np.flatnonzero(batch.mask)
+    else:
+        continued = continue_batch(run.model, batch, run.options.generate, run.device)
+        requests, num_rows, rows = continued.requests, continued.num_rows, continued.rows
+    record_batch(observer.take(num_rows), rows, requests, recorder, run.layers.num_logical_experts)
