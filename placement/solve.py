@@ -31,8 +31,8 @@ METHODS: Mapping[str, Method] = {
     "eplb": eplb,
 }
 
-# These say where experts sit without looking at the load, so a cap says nothing about them.
-_WITHOUT_CAP = frozenset({"cluster", "linear", "round_robin", "eplb"})
+# These say where experts sit without looking at a cap, so it says nothing about them.
+_WITHOUT_CAP = frozenset({"linear", "round_robin", "eplb"})
 
 
 def solve(

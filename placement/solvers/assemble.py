@@ -23,18 +23,19 @@ def assemble(
     layers: Sequence[LayerChoice],
     *,
     method: str,
-    expected: float,
+    expected: float | None = None,
     **tables: Any,
 ) -> PlacementPlan:
     """The plan of the solved layers, measured on the profile's sample.
 
-    expected: the objective on requests that the plan was not fitted to; tables: the plan's optional tensors.
+    expected: the objective on requests that the plan was not fitted to, None where the method cannot say; tables: the
+    plan's optional tensors.
     """
     candidates = [
         _plan(profile, topology, options, layers, choice, method, tables) for choice in _choices(options, layers)
     ]
     best = min((measured(plan, profile) for plan in candidates), key=_by_objective)
-    return replace(best, predicted={**best.predicted, "held_out_objective": expected})
+    return best if expected is None else replace(best, predicted={**best.predicted, "held_out_objective": expected})
 
 
 def measured(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:
