@@ -20,7 +20,7 @@ from specmoe.profiler.batches import Batch, make_batches
 from specmoe.profiler.experts_interface import RoutingObserver
 from specmoe.profiler.forward_pass import record_batch, run_batch
 from specmoe.profiler.load_model import choose_device
-from specmoe.profiler.profile_limits import BATCH_TOKENS
+from specmoe.profiler.profile_options import BATCH_TOKENS
 from specmoe.profiler.request_stream import Request
 from specmoe.profiler.routed_layers import RoutedLayers, find_routed_layers
 from specmoe.profiler.routing_recorder import RoutingRecorder
@@ -31,15 +31,23 @@ MAX_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Seconds of the plain and of the profiled passes (medians over batches, summed), and what came of them."""
+    """overhead_percent: the median, over pairs of a plain and a profiled pass of one batch, of what the second adds.
+
+    recording_percent: the same from the recorder's own time over that of the plain passes, the median over rounds: far
+    less noisy, and with what is done once at the end. clock: what the seconds are of (`clock_of`). plain_seconds:
+    medians over rounds, summed over the batches.
+    """
 
     device: str
+    clock: str
     tokens: int
+    pairs: int
     plain_seconds: float
-    profiled_seconds: float
-    finish_seconds: float
-    overhead_percent: float
     plain_tokens_per_second: float
+    overhead_percent: float
+    overhead_percent_quartiles: tuple[float, float]
+    recording_percent: float
+    finish_seconds: float
 
 
 def main() -> None:
@@ -50,9 +58,11 @@ def main() -> None:
     if options.json:
         print(json.dumps(asdict(overhead)))
         return
-    print(f"{overhead.tokens:,} tokens on {overhead.device}, {overhead.plain_tokens_per_second:,.0f} tokens/s plain")
-    print(f"plain {overhead.plain_seconds:.2f} s, profiled {overhead.profiled_seconds:.2f} s")
-    print(f"overhead {overhead.overhead_percent:.1f} %, and {overhead.finish_seconds:.2f} s once at the end")
+    low, high = overhead.overhead_percent_quartiles
+    rate = f"{overhead.plain_tokens_per_second:,.0f} plain per {overhead.clock} second"
+    print(f"{overhead.tokens:,} tokens on {overhead.device}, {rate}")
+    print(f"overhead {overhead.overhead_percent:.1f} % (quartiles {low:.1f} to {high:.1f} %, {overhead.pairs} pairs)")
+    print(f"recording alone {overhead.recording_percent:.2f} %, {overhead.finish_seconds:.3f} s at the end included")
 
 
 def parse() -> argparse.Namespace:
@@ -100,49 +110,81 @@ def random_batches(options: argparse.Namespace, device: torch.device) -> list[Ba
 
 
 def measure(model: PreTrainedModel, device: torch.device, options: argparse.Namespace) -> Overhead:
-    """All batches `rounds` times each way, by turns, after one untimed round."""
+    """All batches `rounds` times each way after one untimed round; the two of a pair swap places from pair to pair."""
     layers = find_routed_layers(model, "the random model", device)
     batches = random_batches(options, device)
-    seconds = np.empty((1 + options.rounds, len(batches), 2))
+    clock = clock_of(device)
+    plain, profiled = np.empty((2, 1 + options.rounds, len(batches)))
+    recording, finishing = np.empty((2, 1 + options.rounds))
     for turn in range(1 + options.rounds):
-        recorder = RoutingRecorder(
+        profiling = Profiling(model, layers, device)
+        for at, batch in enumerate(batches):
+            ways = [(plain, partial(run_batch, model, batch, device)), (profiled, partial(profiling.run, batch))]
+            for seconds, way in ways if (turn + at) % 2 else reversed(ways):
+                seconds[turn, at] = timed(way, device)
+        start = clock()
+        profiling.recorder.finish(vocab_size=VOCAB_SIZE, num_expert_groups=1, model_fingerprint="", source="")
+        finishing[turn] = clock() - start
+        recording[turn] = profiling.seconds + finishing[turn]
+    ratios = profiled[1:] / plain[1:]
+    plain_seconds = float(np.median(plain[1:], axis=0).sum())
+    tokens = sum(len(batch.token_ids) for batch in batches)
+    low, middle, high = (100 * (np.quantile(ratios, [0.25, 0.5, 0.75]) - 1)).tolist()
+    return Overhead(
+        device=str(device),
+        clock="wall" if device.type == "cuda" else "CPU",
+        tokens=tokens,
+        pairs=ratios.size,
+        plain_seconds=plain_seconds,
+        plain_tokens_per_second=tokens / plain_seconds,
+        overhead_percent=middle,
+        overhead_percent_quartiles=(low, high),
+        recording_percent=float(100 * np.median(recording[1:] / plain[1:].sum(axis=1))),
+        finish_seconds=float(np.median(finishing[1:])),
+    )
+
+
+class Profiling:
+    """Profiled passes, as the profiler makes them; `seconds`: the part of their time after the model was done."""
+
+    def __init__(self, model: PreTrainedModel, layers: RoutedLayers, device: torch.device) -> None:
+        self._model = model
+        self._layers = layers
+        self._device = device
+        self.seconds = 0.0
+        self.recorder = RoutingRecorder(
             layer_ids=layers.layer_ids,
             num_logical_experts=layers.num_logical_experts,
             top_k=layers.top_k,
             sample_tokens=2**18,
             seed=0,
+            domains=["text"],
         )
-        for at, batch in enumerate(batches):
-            seconds[turn, at, 0] = timed(partial(run_batch, model, batch), device)
-            seconds[turn, at, 1] = timed(partial(profiled, model, layers, recorder, batch), device)
-    start = time.perf_counter()
-    recorder.finish(vocab_size=VOCAB_SIZE, model_fingerprint="", source="")
-    finish_seconds = time.perf_counter() - start
-    plain, full = np.median(seconds[1:], axis=0).sum(axis=0).tolist()
-    tokens = sum(len(batch.token_ids) for batch in batches)
-    return Overhead(
-        device=str(device),
-        tokens=tokens,
-        plain_seconds=plain,
-        profiled_seconds=full,
-        finish_seconds=finish_seconds,
-        overhead_percent=100 * (full / plain - 1),
-        plain_tokens_per_second=tokens / plain,
-    )
 
-
-def profiled(model: PreTrainedModel, layers: RoutedLayers, recorder: RoutingRecorder, batch: Batch) -> None:
-    with RoutingObserver(layers.modules) as observer:
-        run_batch(model, batch)
-        record_batch(observer.take(batch.mask.size), batch, recorder, layers.num_logical_experts)
+    def run(self, batch: Batch) -> None:
+        with RoutingObserver(self._layers.modules) as observer:
+            run_batch(self._model, batch, self._device)
+            rows = np.flatnonzero(batch.mask)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            start = clock_of(self._device)()
+            routing = observer.take(batch.mask.size)
+            record_batch(routing, rows, batch.requests, self.recorder, self._layers.num_logical_experts)
+            self.seconds += clock_of(self._device)() - start
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
+    clock = clock_of(device)
+    start = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Wall time on a GPU; on a CPU that of all threads of this process, which others on the machine do not change."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 if __name__ == "__main__":
