@@ -12,6 +12,7 @@ COMMANDS = {
     "import": "Read another engine's routing record.",
     "solve": "Compute a placement plan from a profile.",
     "evaluate": "Replay a trace under plans and baselines.",
+    "report": "Write a page on what plans do to a trace.",
     "inspect": "Tell what a file or folder of specmoe's is.",
     "drift": "Tell how far routing has moved, and whether to solve anew.",
     "reshard": "Compile a checkpoint into a plan's layout.",

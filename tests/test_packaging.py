@@ -17,7 +17,7 @@ def package_files() -> set[str]:
     files = {f"specmoe/{path.name}" for path in (ROOT / "src/specmoe").glob("*.py")} | {"specmoe/py.typed"}
     for stage in STAGES:
         files |= {f"specmoe/{path.relative_to(ROOT)}" for path in (ROOT / stage).rglob("*.py")}
-    return files
+    return files | {f"specmoe/{path.relative_to(ROOT)}" for path in (ROOT / "placement/report/page").iterdir()}
 
 
 @pytest.fixture(scope="module")

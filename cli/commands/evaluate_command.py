@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from specmoe.errors import UsageError
+from specmoe.cli.factors import parse_factors
 
 
 @click.command(name="evaluate")
@@ -45,7 +45,7 @@ def command(
     from specmoe.placement.evaluate import evaluate
     from specmoe.placement.step_time import StepModel
 
-    factors = _parse_factors(capacity)
+    factors = parse_factors(capacity)
     step_model = None if row_bytes is None else StepModel(row_bytes=row_bytes, pair_us=pair_us)
     with tqdm(desc="replaying", unit=" placements", leave=False, disable=not sys.stderr.isatty()) as bar:
         evaluation = evaluate(plans, profile, capacity=factors, step_model=step_model, on_result=lambda _: bar.update())
@@ -60,10 +60,3 @@ def command(
     if factors:
         console.print()
         console.print(capacity_table(evaluation))
-
-
-def _parse_factors(text: str | None) -> list[float]:
-    try:
-        return [] if text is None else [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--capacity is {text!r}, numbers such as 1.0,1.5,2.0 were expected") from error

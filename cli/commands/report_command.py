@@ -1,0 +1,57 @@
+"""`specmoe report`: a page to look at, and plots for papers, on what plans do to a trace."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specmoe.cli.factors import parse_factors
+
+A_PATH: Any = click.Path(path_type=Path)
+
+
+@click.command(name="report")
+@click.argument("plans", metavar="PLAN...", nargs=-1, required=True, type=A_PATH)
+@click.option("--profile", "profile", metavar="HELDOUT", required=True, type=A_PATH, help="The trace to replay.")
+@click.option("-o", "--output", metavar="PAGE", required=True, type=A_PATH, help="The HTML file to write.")
+@click.option("--png", "png", metavar="DIR", type=A_PATH, help="Also write the main plots, as PNG files, into DIR.")
+@click.option(
+    "--capacity",
+    metavar="FACTORS",
+    default="1.0,1.25,1.5,2.0,3.0",
+    show_default=True,
+    help='Capacity bounds to show where the trace has gate weights; "" for none.',
+)
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def command(plans: tuple[Path, ...], profile: Path, output: Path, png: Path | None, capacity: str, force: bool) -> None:
+    """Replay the trace in a profile under each PLAN, and under linear, round_robin and eplb, and write what happens as
+    one page that needs no network: what is gained, each layer, load, co-activation, replicas, token tables, traffic and
+    capacity.
+
+    Judge a plan on text that it was not solved from. --png needs matplotlib (pip install 'specmoe[plots]').
+
+    \b
+    specmoe report experts.plan --profile heldout.profile -o report.html
+    specmoe report small.plan large.plan --profile heldout.profile -o report.html
+    specmoe report experts.plan --profile heldout.profile -o report.html --png plots/
+    """
+    from tqdm import tqdm
+
+    from specmoe.atomic import refuse_existing
+    from specmoe.placement.report.findings import gather
+    from specmoe.placement.report.headline import headline
+    from specmoe.placement.report.page import write_page
+
+    factors = parse_factors(capacity)
+    refuse_existing(output, force=force)
+    if png is not None:
+        from specmoe.placement.report.plots import refuse_plots, write_plots
+
+        refuse_plots(png, force=force)
+    with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
+        findings = gather(plans, profile, capacity=factors, on_step=lambda _: bar.update())
+    written = [] if png is None else write_plots(findings, png, force=force)
+    write_page(findings, output, force=force)
+    click.echo(headline(findings))
+    click.echo(f"wrote {', '.join(map(str, [*written, output]))}")

@@ -1,0 +1,253 @@
+"""The page's sections in their order: words, figures to draw, and a table beside each figure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from specmoe.placement.capacity import BATCH_TOKENS
+from specmoe.placement.report.findings import Findings, Placement
+from specmoe.placement.report.headline import cautions, has_table
+from specmoe.placement.report.shown_metrics import ShownMetric
+from specmoe.placement.report.tables import (
+    Table,
+    capacity_table,
+    gain_table,
+    layer_table,
+    load_table,
+    replica_table,
+    source_table,
+    table_use_table,
+    traffic_table,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """name: which drawing of `page/main.js`; alternative: what it shows, in words; placement: whose, by its place."""
+
+    name: str
+    alternative: str
+    unit: str
+    source: str
+    title: str = ""
+    placement: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """name: the anchor. Of `gain` and `sources` the table is shown at once, of the others when it is asked for."""
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = field(default=())
+
+
+def sections(findings: Findings, metrics: Sequence[ShownMetric]) -> list[Section]:
+    """Every section of a report on `findings`; one without content says why in a sentence."""
+    makers: list[Callable[[Findings], Section]] = [
+        lambda found: _gain(found, metrics),
+        lambda found: _layers(found, metrics),
+        _load,
+        _one_layer,
+        _replicas,
+        _token_tables,
+        _traffic,
+        _capacity,
+        _sources,
+    ]
+    return [make(findings) for make in makers]
+
+
+def trace_source(findings: Findings) -> str:
+    """The trace in a few words: file, tokens, requests, and where it is from."""
+    trace = findings.evaluation.trace
+    origin = f" ({trace.source})" if trace.source else ""
+    return f"{findings.profile_path.name}, {trace.num_tokens:,} tokens in {trace.num_requests:,} requests{origin}."
+
+
+def _gain(findings: Findings, metrics: Sequence[ShownMetric]) -> Section:
+    trace = findings.evaluation.trace
+    text = (
+        f"{trace.num_layers} MoE layers, {trace.num_logical_experts} experts, top-{trace.top_k}. "
+        "The best of each column is marked; baselines are set back."
+    )
+    notes = [f"{metric.heading}: {metric.unit}." for metric in metrics]
+    notes.append(f"Source: {trace_source(findings)}")
+    tables = [gain_table(findings, setting, group) for setting, group in findings.settings.items()]
+    return Section(name="gain", title="What is gained", text=[text], tables=tables, notes=[*cautions(findings), *notes])
+
+
+def _layers(findings: Findings, metrics: Sequence[ShownMetric]) -> Section:
+    plan = findings.plans[0]
+    alternative = f"Remote copies in each layer. {_range(plan)}; {_range(findings.before(plan))}."
+    figure = Figure(name="layers", alternative=alternative, unit=metrics[0].unit, source=trace_source(findings))
+    tables = [layer_table(setting, group) for setting, group in findings.settings.items()]
+    return Section(name="layers", title="Layer by layer", figures=[figure], tables=tables)
+
+
+def _range(placement: Placement) -> str:
+    copies = [layer.remote_copies_per_token for layer in placement.result.layers]
+    return f"{placement.label} lies between {min(copies):.2f} and {max(copies):.2f}"
+
+
+def _load(findings: Findings) -> Section:
+    shown = _plans_and_what_they_replace(findings)
+    figures = [
+        Figure(
+            name="load",
+            title=placement.label,
+            placement=findings.place(placement),
+            alternative=f"Load of each rank and layer; the heaviest is {placement.detail.load.max():.2f} of the mean.",
+            unit="(token, expert) pairs of a rank over the mean rank's",
+            source=trace_source(findings),
+        )
+        for placement in shown
+    ]
+    tables = [load_table(setting, group) for setting, group in findings.settings.items()]
+    text = "Blue ranks do less than the mean, orange ones more. The layer waits for its heaviest rank."
+    return Section(name="load", title="Load per rank", text=[text], figures=figures, tables=tables)
+
+
+def _one_layer(findings: Findings) -> Section:
+    text = (
+        "Experts that often act on the same token belong on one rank: then one hidden state serves them all. "
+        "The maps show the same co-activation twice, experts in their usual order and in the plan's; squares on the "
+        "diagonal are ranks."
+    )
+    unit = "co-activation as a cosine: 1, two experts are always used together; 0, never"
+    counts = f"{findings.profile_path.name}, all {findings.profile.num_tokens:,} tokens that the profile counted."
+    load = Figure(
+        name="layer-load",
+        title="Load of each rank in this layer",
+        alternative="Load of each rank, grey in the usual order, blue under the plan; the dashed line is the mean.",
+        unit="(token, expert) pairs of a rank over the mean rank's",
+        source=trace_source(findings),
+    )
+    if findings.profile.coactivation_counts is None:
+        text = "The profile has no co-activation counts, so the maps are left out."
+        return Section(name="one-layer", title="One layer", text=[text], figures=[load])
+    maps = [
+        Figure(name=name, title=title, alternative=f"Co-activation of experts, {words}.", unit=unit, source=counts)
+        for name, title, words in (
+            ("before", "Before: the usual order", "in the order of the checkpoint"),
+            ("after", "After: the plan's order", "in the order of the plan's ranks"),
+        )
+    ]
+    return Section(name="one-layer", title="Co-activation in one layer", text=[text], figures=[*maps, load])
+
+
+def _replicas(findings: Findings) -> Section:
+    with_replicas = [plan for plan in findings.plans if plan.plan.num_physical_experts > plan.plan.num_logical_experts]
+    if not with_replicas:
+        return Section(name="replicas", title="Replicas", text=["No plan holds an expert twice."])
+    figures = [
+        Figure(
+            name="replicas",
+            title=plan.label,
+            placement=findings.place(plan),
+            alternative=f"{_num_replicas(plan):,} replicas in each layer; the stronger the colour, the more copies.",
+            unit="copies of an expert, by layer and expert",
+            source=f"{plan.result.name}.",
+        )
+        for plan in with_replicas
+    ]
+    text = "A copy on a token's own rank costs no transfer; a second copy elsewhere also shares an expert's load."
+    tables = [replica_table(plan) for plan in with_replicas]
+    return Section(name="replicas", title="Replicas", text=[text], figures=figures, tables=tables)
+
+
+def _num_replicas(plan: Placement) -> int:
+    return plan.plan.num_physical_experts - plan.plan.num_logical_experts
+
+
+def _token_tables(findings: Findings) -> Section:
+    title = "Token tables"
+    used = [plan for plan in findings.plans if plan.table is not None]
+    if not used:
+        reason = "the trace has no token ids to look up" if any(map(has_table, findings.plans)) else "no plan has one"
+        return Section(name="tables", title=title, text=[f"Nothing to show: {reason}."])
+    text = [
+        "A token table says where a token (attention tp) or its request (attention dp) should start. Ids known: of the "
+        "table's token ids, those with an opinion. Tokens known: of the trace's tokens, those with such an id. "
+        "Followed: tokens or requests with an opinion that did start there; the others gave way to an even spread.",
+        *(_table_sentence(plan) for plan in used),
+    ]
+    notes = [f"Source: {trace_source(findings)}"]
+    return Section(name="tables", title=title, text=text, tables=[table_use_table(used)], notes=notes)
+
+
+def _table_sentence(plan: Placement) -> str:
+    use = plan.table
+    assert use is not None
+    return (
+        f"{plan.label}: the placement alone needs {use.copies_without:.2f} remote copies per token, with its table "
+        f"{use.copies_with:.2f}; the table knows {100 * use.known_tokens:.0f} % of the trace's tokens."
+    )
+
+
+def _traffic(findings: Findings) -> Section:
+    shown = _plans_and_what_they_replace(findings)
+    figures = [
+        Figure(
+            name="traffic",
+            title=placement.label,
+            placement=findings.place(placement),
+            alternative=f"{1000 * placement.detail.rows.sum():,.0f} hidden states travel per 1,000 tokens.",
+            unit="hidden states from a home rank (row) to a serving rank (column) per 1,000 tokens, mean over layers",
+            source=trace_source(findings),
+        )
+        for placement in shown
+    ]
+    tables = [traffic_table(placement, of_nodes=False) for placement in shown]
+    several = [placement for placement in shown if placement.plan.topology.num_nodes > 1]
+    tables += [traffic_table(placement, of_nodes=True) for placement in several]
+    return Section(name="traffic", title="Traffic between ranks and nodes", figures=figures, tables=tables)
+
+
+def _capacity(findings: Findings) -> Section:
+    title = "Capacity trade-off"
+    if not any(placement.capacity for placement in findings.placements):
+        reason = "the trace has no gate weights" if _lacks_gate_weights(findings) else "no factors were asked for"
+        return Section(name="capacity", title=title, text=[f"Nothing to show: {reason}."])
+    text = (
+        "Bounding what a rank may send is lossy and off unless it is asked for. A factor of 1 leaves room for an even "
+        "spread alone. Tables that gather like tokens on a rank make that rank ask more of its own experts, so a bound "
+        "bites there first: in part into traffic that never leaves the rank."
+    )
+    figure = Figure(
+        name="capacity",
+        alternative="(Token, expert) pairs that find no room, by capacity factor.",
+        unit="% of the (token, expert) pairs lost, mean over layers",
+        source=f"{findings.profile_path.name}, {_capacity_tokens(findings)}, in batches of {BATCH_TOKENS:,}.",
+    )
+    tables = [capacity_table(setting, group) for setting, group in findings.settings.items()]
+    return Section(name="capacity", title=title, text=[text], figures=[figure], tables=tables)
+
+
+def _capacity_tokens(findings: Findings) -> str:
+    is_all = findings.capacity_tokens == findings.evaluation.trace.num_tokens
+    return f"{'all' if is_all else 'the first'} {findings.capacity_tokens:,} tokens"
+
+
+def _lacks_gate_weights(findings: Findings) -> bool:
+    sample = findings.profile.sample
+    return sample is None or sample.gate_weights is None
+
+
+def _sources(findings: Findings) -> Section:
+    text = "Everything above was measured on this trace; docs/evaluate.md defines each number."
+    return Section(name="sources", title="Sources", text=[text], tables=[source_table(findings)])
+
+
+def _plans_and_what_they_replace(findings: Findings) -> list[Placement]:
+    """Every plan after the `linear` of its setting, each once."""
+    shown: list[Placement] = []
+    for plan in findings.plans:
+        shown += [placement for placement in (findings.before(plan), plan) if not _is_in(placement, shown)]
+    return shown
+
+
+def _is_in(placement: Placement, shown: Sequence[Placement]) -> bool:
+    return any(placement is other for other in shown)
