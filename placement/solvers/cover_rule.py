@@ -1,8 +1,9 @@
 """The `cover` rule on bits: a token's ranks by counting which of its experts each rank holds.
 
-Ties go to the home's node and to the nearest rank: `dispatch`, which may break them otherwise, hardly moves the number
-of copies, and a search asks for it millions of times. Arrays come one by one, for a compiled function that takes them
-out of a tuple counts references at every access.
+Ties go to the home's node, then to the rank that is the only one for most of the unserved experts, as `dispatch` must
+name it for these, then to the nearest. What `dispatch` says of other experts hardly moves the number of copies and is
+left out: a search asks for it millions of times. Arrays come one by one, for a compiled function that takes them out of
+a tuple counts references at every access.
 """
 
 import numpy as np
@@ -52,15 +53,17 @@ def serve_bits(
     ep_size = len(node)
     full = (1 << top_k) - 1
     left = full & ~np.int64(held[row, home])
-    found, offers = 0, 0
+    found = 0
+    once, twice = left & 0, left & 0
     for rank in range(ep_size):
         offered = np.int64(held[row, rank]) & left
         # Without a branch: a rank that offers nothing is written over.
         ranks[found], serves[found] = rank, offered
         found += offered != 0
-        offers += bit_count(offered)
-    if offers > bit_count(left):
-        found = _pick_cover(left, home, node, ranks, serves, found)
+        twice |= once & offered
+        once |= offered
+    if twice:
+        found = _pick_cover(left, once & ~twice, home, node, ranks, serves, found)
     if weight != 0.0:
         load[home] += weight * bit_count(full ^ left)
         for position in range(found):
@@ -73,20 +76,30 @@ def serve_bits(
 
 @compiled
 def _pick_cover(
-    left: np.int64, home: int, node: NDArray[np.int32], ranks: NDArray[np.int64], serves: NDArray[np.int64], found: int
+    left: np.int64,
+    only: np.int64,
+    home: int,
+    node: NDArray[np.int32],
+    ranks: NDArray[np.int64],
+    serves: NDArray[np.int64],
+    found: int,
 ) -> int:
     """Of the first `found` ranks bring those of the cover to the front, with the experts that each serves; how many.
 
-    left: the experts to serve, as bits; serves: on entry what each rank could serve.
+    left: the experts to serve, as bits; only: those of a single rank; serves: on entry what each rank could serve.
     """
     ep_size = len(node)
+    # The rule and its tie-breaks as digits of one number; no token has more than 63 experts.
+    named, near, held = ep_size, ep_size * 64, 2 * ep_size * 64
     picked = 0
     while left:
         best, best_score = picked, -1
         for position in range(picked, found):
             rank, offered = ranks[position], serves[position] & left
-            ahead = home - rank if rank < home else home - rank + ep_size
-            score = (2 * bit_count(offered) + (node[rank] == node[home])) * ep_size + ahead if offered else -1
+            if not offered:
+                continue
+            score = home - rank if rank < home else home - rank + ep_size
+            score += held * bit_count(offered) + near * (node[rank] == node[home]) + named * bit_count(offered & only)
             if score > best_score:
                 best, best_score = position, score
         rank, offered = ranks[best], serves[best] & left

@@ -95,11 +95,12 @@ def test_costs_by_home_count_what_the_contract_serves(experts, top_k, ranks, sur
     copies, node = random_copies(rng, ranks, experts), np.arange(ranks, dtype=np.int32) // 3
     sets = np.sort(random_sets(rng, 50, experts, top_k), axis=1).astype(np.int32)
     cost = costs_by_home(sets, True, copies, Network(node, surcharge, np.ones(ranks)))
-    # Without an opinion of the dispatch table ties are the same; only homes that hold none of a set share a cost.
-    nobody = np.where(copies.holds, np.arange(ranks)[:, None], -1).astype(np.int32)
+    # With an opinion of the table on single copies alone ties are the same; homes that hold none of a set share a cost.
+    only = np.where(copies.num_holders == 1, copies.holds.argmax(axis=0), -1)
+    table = np.where(copies.holds, np.arange(ranks)[:, None], only).astype(np.int32)
     for home in range(ranks):
         homes = np.full(50, home, dtype=np.int32)
-        served = serve(sets.astype(np.uint8), homes, nobody, copies.holds.astype(np.bool_), node, "cover")
+        served = serve(sets.astype(np.uint8), homes, table, copies.holds.astype(np.bool_), node, "cover")
         others = [set(row.tolist()) - {home} for row in served]
         nodes = [{node[rank] for rank in row} - {node[home]} for row in others]
         exact = np.array([len(row) + surcharge * len(far) for row, far in zip(others, nodes, strict=True)])
