@@ -8,7 +8,7 @@ The model is random and small, which flatters nobody: the larger the model, the 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from specmoe.profiler.experts_interface import RoutingObserver
 from specmoe.profiler.forward_pass import record_batch, run_batch
 from specmoe.profiler.load_model import choose_device
 from specmoe.profiler.profile_options import BATCH_TOKENS
+from specmoe.profiler.recording_thread import RecordingThread
 from specmoe.profiler.request_stream import Request
 from specmoe.profiler.routed_layers import RoutedLayers, find_routed_layers
 from specmoe.profiler.routing_recorder import RoutingRecorder
@@ -31,11 +32,12 @@ MAX_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """overhead_percent: the median, over pairs of a plain and a profiled pass of one batch, of what the second adds.
+    """overhead_percent: the median, over pairs of a plain and a profiled run of the same, of what the second adds. A
+    pair is of one batch on a CPU, and of all on a GPU, where a batch is recorded while the next one runs.
 
-    recording_percent: the same from the recorder's own time over that of the plain passes, the median over rounds: far
-    less noisy, and with what is done once at the end. clock: what the seconds are of (`clock_of`). plain_seconds:
-    medians over rounds, summed over the batches.
+    recording_percent: on a CPU, the recorder's own time over that of the plain runs, the median over rounds: far less
+    noisy, and with what is done once at the end. clock: what the seconds are of (`clock_of`). plain_seconds: medians
+    over rounds, summed.
     """
 
     device: str
@@ -46,7 +48,7 @@ class Overhead:
     plain_tokens_per_second: float
     overhead_percent: float
     overhead_percent_quartiles: tuple[float, float]
-    recording_percent: float
+    recording_percent: float | None
     finish_seconds: float
 
 
@@ -62,7 +64,9 @@ def main() -> None:
     rate = f"{overhead.plain_tokens_per_second:,.0f} plain per {overhead.clock} second"
     print(f"{overhead.tokens:,} tokens on {overhead.device}, {rate}")
     print(f"overhead {overhead.overhead_percent:.1f} % (quartiles {low:.1f} to {high:.1f} %, {overhead.pairs} pairs)")
-    print(f"recording alone {overhead.recording_percent:.2f} %, {overhead.finish_seconds:.3f} s at the end included")
+    if overhead.recording_percent is not None:
+        print(f"recording alone {overhead.recording_percent:.2f} %, what is done at the end included")
+    print(f"{overhead.finish_seconds:.3f} s once at the end")
 
 
 def parse() -> argparse.Namespace:
@@ -110,16 +114,17 @@ def random_batches(options: argparse.Namespace, device: torch.device) -> list[Ba
 
 
 def measure(model: PreTrainedModel, device: torch.device, options: argparse.Namespace) -> Overhead:
-    """All batches `rounds` times each way after one untimed round; the two of a pair swap places from pair to pair."""
+    """All batches `rounds` times each way after one untimed round; the two of a pair take turns in going first."""
     layers = find_routed_layers(model, "the random model", device)
     batches = random_batches(options, device)
     clock = clock_of(device)
-    plain, profiled = np.empty((2, 1 + options.rounds, len(batches)))
+    groups = [batches] if device.type == "cuda" else [[batch] for batch in batches]
+    plain, profiled = np.empty((2, 1 + options.rounds, len(groups)))
     recording, finishing = np.empty((2, 1 + options.rounds))
     for turn in range(1 + options.rounds):
         profiling = Profiling(model, layers, device)
-        for at, batch in enumerate(batches):
-            ways = [(plain, partial(run_batch, model, batch, device)), (profiled, partial(profiling.run, batch))]
+        for at, group in enumerate(groups):
+            ways = [(plain, partial(run_all, model, group, device)), (profiled, partial(profiling.run, group))]
             for seconds, way in ways if (turn + at) % 2 else reversed(ways):
                 seconds[turn, at] = timed(way, device)
         start = clock()
@@ -129,6 +134,7 @@ def measure(model: PreTrainedModel, device: torch.device, options: argparse.Name
     ratios = profiled[1:] / plain[1:]
     plain_seconds = float(np.median(plain[1:], axis=0).sum())
     tokens = sum(len(batch.token_ids) for batch in batches)
+    recorded = float(100 * np.median(recording[1:] / plain[1:].sum(axis=1)))
     low, middle, high = (100 * (np.quantile(ratios, [0.25, 0.5, 0.75]) - 1)).tolist()
     return Overhead(
         device=str(device),
@@ -139,13 +145,13 @@ def measure(model: PreTrainedModel, device: torch.device, options: argparse.Name
         plain_tokens_per_second=tokens / plain_seconds,
         overhead_percent=middle,
         overhead_percent_quartiles=(low, high),
-        recording_percent=float(100 * np.median(recording[1:] / plain[1:].sum(axis=1))),
+        recording_percent=recorded if device.type != "cuda" else None,
         finish_seconds=float(np.median(finishing[1:])),
     )
 
 
 class Profiling:
-    """Profiled passes, as the profiler makes them; `seconds`: the part of their time after the model was done."""
+    """Profiled passes, as the profiler makes them; `seconds`: of recording, on a CPU, where nothing else runs then."""
 
     def __init__(self, model: PreTrainedModel, layers: RoutedLayers, device: torch.device) -> None:
         self._model = model
@@ -161,16 +167,22 @@ class Profiling:
             domains=["text"],
         )
 
-    def run(self, batch: Batch) -> None:
-        with RoutingObserver(self._layers.modules) as observer:
-            run_batch(self._model, batch, self._device)
-            rows = np.flatnonzero(batch.mask)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            start = clock_of(self._device)()
-            routing = observer.take(batch.mask.size)
-            record_batch(routing, rows, batch.requests, self.recorder, self._layers.num_logical_experts)
-            self.seconds += clock_of(self._device)() - start
+    def run(self, batches: Sequence[Batch]) -> None:
+        with RoutingObserver(self._layers.modules) as observer, RecordingThread(self.recorder) as recording:
+            for batch in batches:
+                run_batch(self._model, batch, self._device)
+                start = clock_of(self._device)()
+                routing, rows = observer.take(batch.mask.size), np.flatnonzero(batch.mask)
+                record_batch(routing, rows, batch.requests, recording, self._layers.num_logical_experts)
+                if self._device.type != "cuda":
+                    recording.wait()
+                self.seconds += clock_of(self._device)() - start
+            recording.wait()
+
+
+def run_all(model: PreTrainedModel, batches: Sequence[Batch], device: torch.device) -> None:
+    for batch in batches:
+        run_batch(model, batch, device)
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:

@@ -11,8 +11,8 @@ from specmoe.errors import CheckpointError, UsageError
 from specmoe.profiler.batches import Batch
 from specmoe.profiler.experts_interface import PassRouting
 from specmoe.profiler.pair_counts import id_dtype
+from specmoe.profiler.recording_thread import RecordingThread
 from specmoe.profiler.request_stream import Request
-from specmoe.profiler.routing_recorder import RoutingRecorder
 
 
 def check_vocabulary(batch: Batch, vocab_size: int) -> None:
@@ -50,7 +50,7 @@ def record_batch(
     routing: PassRouting,
     rows: NDArray[np.int64],
     requests: Sequence[Request],
-    recorder: RoutingRecorder,
+    recording: RecordingThread,
     num_logical_experts: int,
 ) -> None:
     """Take the tokens of `requests`, in this order at `rows` int64 [T] of the pass, and leave the padding.
@@ -66,6 +66,7 @@ def record_batch(
             "experts without weights are not handled"
         )
     narrow = torch.uint8 if id_dtype(num_logical_experts) is np.uint8 else torch.uint16
-    wanted = torch.from_numpy(rows[recorder.wanted(requests)]).to(device)
-    gate_weights = routing.gate_weights.index_select(0, wanted).to(torch.float16)
-    recorder.add(requests, expert_ids.to(narrow).cpu().numpy(), gate_weights.cpu().numpy())
+    offered = recording.offered(requests)
+    in_sample = np.repeat(offered, [len(request.token_ids) for request in requests])
+    gate_weights = routing.gate_weights.index_select(0, torch.from_numpy(rows[in_sample]).to(device)).to(torch.float16)
+    recording.add(requests, expert_ids.to(narrow).cpu().numpy(), gate_weights.cpu().numpy(), offered)

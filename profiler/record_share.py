@@ -14,6 +14,7 @@ from specmoe.profiler.forward_pass import check_vocabulary, record_batch, run_ba
 from specmoe.profiler.generation import continue_batch
 from specmoe.profiler.prepared_run import PreparedRun
 from specmoe.profiler.processes import Processes
+from specmoe.profiler.recording_thread import RecordingThread
 from specmoe.profiler.routing_recorder import RoutingRecorder
 
 
@@ -47,26 +48,28 @@ def record_share(
 
     def save() -> None:
         if state_file is not None:
+            recording.wait()
             seconds = seconds_before + time.monotonic() - start
             state_file.save(SavedState(num_batches=num_done, seconds=seconds, arrays=recorder.state()))
 
     stopped = False
     batches = make_batches(run.requests, run.batch_tokens, run.requests.max_length)
     own_batches = itertools.islice(batches, processes.number, None, processes.count)
-    with RoutingObserver(run.layers.modules) as observer:
+    with RoutingObserver(run.layers.modules) as observer, RecordingThread(recorder) as recording:
         for batch in itertools.islice(own_batches, num_done, None):
             if stopped := should_stop():
                 save()
                 break
-            _run_and_record(run, batch, observer, recorder)
+            _run_and_record(run, batch, observer, recording)
             num_done += 1
             on_tokens(len(batch.token_ids))
             if state_file is not None and state_file.is_due():
                 save()
+        recording.wait()
     return ShareDone(seconds=seconds_before + time.monotonic() - start, stopped=stopped)
 
 
-def _run_and_record(run: PreparedRun, batch: Batch, observer: RoutingObserver, recorder: RoutingRecorder) -> None:
+def _run_and_record(run: PreparedRun, batch: Batch, observer: RoutingObserver, recording: RecordingThread) -> None:
     check_vocabulary(batch, run.vocab_size)
     if run.options.generate is None:
         run_batch(run.model, batch, run.device)
@@ -74,4 +77,4 @@ def _run_and_record(run: PreparedRun, batch: Batch, observer: RoutingObserver, r
     else:
         continued = continue_batch(run.model, batch, run.options.generate, run.device)
         requests, num_rows, rows = continued.requests, continued.num_rows, continued.rows
-    record_batch(observer.take(num_rows), rows, requests, recorder, run.layers.num_logical_experts)
+    record_batch(observer.take(num_rows), rows, requests, recording, run.layers.num_logical_experts)

@@ -56,13 +56,14 @@ class RoutingRecorder:
         return 0 if self._decode is None else self._decode.pairs.num_tokens
 
     def wanted(self, requests: Sequence[Request]) -> NDArray[np.bool_]:
-        """bool [T]: the tokens of `requests`, one after the other, that can come into the sample."""
-        wants = [self._reservoir.wants(request.index, len(request.token_ids)) for request in requests]
-        return np.repeat(wants, [len(request.token_ids) for request in requests])
+        """bool [number of requests]: which can still come into the sample."""
+        return np.asarray([self._reservoir.wants(request.index, len(request.token_ids)) for request in requests])
 
-    def add(self, requests: Sequence[Request], expert_ids: Array, gate_weights: Array) -> None:
+    def add(
+        self, requests: Sequence[Request], expert_ids: Array, gate_weights: Array, offered: NDArray[np.bool_]
+    ) -> None:
         """Record the tokens of `requests`, one after the other: expert_ids uint8 | uint16 [T, L, K], and gate_weights
-        float16 [W, L, K] of those among them that are `wanted`.
+        float16 [W, L, K] of the requests that are `offered` to the sample: those `wanted`, now or when they were run.
         """
         check_expert_ids(expert_ids, self._num_logical_experts, "the model's routing")
         if not np.isfinite(gate_weights).all():
@@ -74,11 +75,10 @@ class RoutingRecorder:
         if self._decode is not None:
             generated = _phases(requests) == DECODE
             self._decode.add(expert_ids[generated], token_ids[generated])
-        wanted = [self._reservoir.wants(request.index, len(request.token_ids)) for request in requests]
         token = weight = 0
-        for request, is_wanted in zip(requests, wanted, strict=True):
+        for request, is_offered in zip(requests, offered, strict=True):
             length = len(request.token_ids)
-            if is_wanted:
+            if is_offered:
                 # Copies: a view would keep the whole batch in memory.
                 ids, weights = expert_ids[token : token + length], gate_weights[weight : weight + length]
                 self._reservoir.add(request.index, length, (request, ids.copy(), weights.copy()))

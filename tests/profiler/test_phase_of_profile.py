@@ -25,7 +25,7 @@ def recorded(requests: list[Request], routes: list[np.ndarray], *, keeps_phases:
         keeps_phases=keeps_phases,
     )
     for request, ids in zip(requests, routes, strict=True):
-        recorder.add([request], ids, np.ones(ids.shape, dtype=np.float16))
+        recorder.add([request], ids, np.ones(ids.shape, dtype=np.float16), np.array([True]))
     return recorder.finish(vocab_size=50, num_expert_groups=1, model_fingerprint="m", source="s")
 
 

@@ -33,7 +33,9 @@ def record(recorder: RoutingRecorder, *indices: int, num_tokens: int | None = No
     made = [request_of(index, num_tokens) for index in indices]
     requests = [request for request, _, _ in made]
     ids, weights = (np.concatenate([parts[at] for parts in made]) for at in (1, 2))
-    recorder.add(requests, ids, weights[recorder.wanted(requests)])
+    offered = recorder.wanted(requests)
+    rows = np.repeat(offered, [len(request.token_ids) for request in requests])
+    recorder.add(requests, ids, weights[rows], offered)
 
 
 def request_of(index: int, num_tokens: int | None) -> tuple[Request, np.ndarray, np.ndarray]:
