@@ -3,14 +3,16 @@
     python benchmarks/reshard.py --gib 8 --work /some/disk/with/40/GiB
 
 Writes a synthetic sharded checkpoint of FP8 experts with their scales (tens of thousands of tensors), then copies it
-with cp, with cp and sync, and compiles it to both layouts, each in a process of its own; reshard always syncs. Cached
-pages are what a first pass over the source left, for all alike. Prints one JSON object.
+with cp, with cp and sync, and compiles it to both layouts, each in a process of its own; reshard always syncs. That is
+done `--rounds` times in turn, and of each the median counts. Cached pages are what a first pass over the source left,
+for all alike. Prints one JSON object. Wall time needs a quiet machine, processor time does not.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,10 +33,11 @@ SHARD_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One way of writing the checkpoint again: wall time, bytes per second and the process's largest memory."""
+    """One way of writing the checkpoint again: wall and processor time, bytes per second of wall time, most memory."""
 
     name: str
     seconds: float
+    cpu_seconds: float
     gb_per_s: float
     peak_mib: float
 
@@ -53,18 +56,25 @@ def main() -> None:
     commands = {
         "cp": ["cp", "-r", source, out],
         "cp and sync": ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/*"],
-        **{f"reshard {layout}": reshard_command(source, plan_file, out, layout) for layout in ("ranks", "hf")},
+        **{
+            f"reshard {layout}": [*reshard_command(source, plan_file, out, layout), *jobs_option(arguments.jobs)]
+            for layout in ("ranks", "hf")
+        },
     }
-    runs = []
-    for name, command in commands.items():
-        runs.append(measure(name, [str(part) for part in command], size))
-        shutil.rmtree(out)
-    print(json.dumps(report(source, num_layers, size, runs), indent=1))
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(arguments.rounds):
+        for name, command in commands.items():
+            runs[name].append(measure(name, [str(part) for part in command], size))
+            shutil.rmtree(out)
+    medians = [sorted(rounds, key=lambda run: run.seconds)[len(rounds) // 2] for rounds in runs.values()]
+    print(json.dumps({**report(source, num_layers, size, medians), "rounds": arguments.rounds}, indent=1))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=8.0, help="size of the checkpoint")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured")
+    parser.add_argument("--jobs", type=int, help="files that reshard writes at once (default: its own)")
     parser.add_argument("--work", type=Path, required=True, help="folder for source and outputs; the source is kept")
     return parser.parse_args()
 
@@ -73,18 +83,28 @@ def reshard_command(source: Path, plan: Path, out: Path, layout: str) -> list[ob
     return [Path(sys.executable).parent / "specmoe", "reshard", source, plan, "-o", out, "--layout", layout]
 
 
+def jobs_option(jobs: int | None) -> list[object]:
+    return [] if jobs is None else ["--jobs", jobs]
+
+
 def measure(name: str, command: Sequence[str], size: int) -> Run:
     os.sync()
     started, peak = time.monotonic(), 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, peak_kib(process.pid))
         time.sleep(0.01)
     seconds = time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(f"{name} failed with status {process.returncode}")
     return Run(
-        name=name, seconds=round(seconds, 2), gb_per_s=round(size / seconds / 1e9, 3), peak_mib=round(peak / 1024, 1)
+        name=name,
+        seconds=round(seconds, 2),
+        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        gb_per_s=round(size / seconds / 1e9, 3),
+        peak_mib=round(peak / 1024, 1),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,13 +19,14 @@ TABLE = HERE.parents[2] / "docs" / "families.md"
 TESTS = ("test_family_logits.py", "test_nested_models.py", "test_quantized_logits.py", "test_quantized.py")
 HEAD = """# What reshard compiles, and what was proven
 
-Made by `python tests/placement/reshard/family_table.py` from the tests that passed: each line is a model type of the
-family table and a format of its weights, each cell what a test showed for that layout. Floating-point models are tiny
-random ones of transformers' own classes, saved with their published names; a multimodal type is the whole model.
-Quantized checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and
-INT4 are run too, as transformers dequantizes them on a CPU. The other formats are proven by bytes: transformers loads
-no NVFP4 checkpoint yet, and needs gptqmodel for GPTQ and AWQ, which was not tried. Every cell includes
-`specmoe verify --against` on the output.
+Made by `python tests/placement/reshard/family_table.py` from the tests that passed with transformers {version}: each
+line is a model type of the family table and a format of its weights, each cell what a test showed for that layout.
+Rank files name experts as that transformers does in memory. Floating-point models are tiny random ones of
+transformers' own classes, saved with their published names; a multimodal type is the whole model. Quantized
+checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and INT4 are
+run too, as transformers dequantizes them on a CPU. The other formats are proven by bytes: transformers loads no NVFP4
+checkpoint yet, and needs gptqmodel for GPTQ and AWQ, which was not tried. Every cell includes a passed
+`specmoe verify --against`.
 
 | model type | weights | layout hf | layout ranks |
 |---|---|---|---|
@@ -52,7 +54,7 @@ def main() -> None:
         for model_type, kind in rows
     ]
     lines += ["", REFUSED_HEAD + "\n".join(f"| {model_type} | {why} |" for model_type, why in REFUSED.items())]
-    TABLE.write_text(HEAD + "\n".join(lines) + "\n")
+    TABLE.write_text(HEAD.format(version=version("transformers")) + "\n".join(lines) + "\n")
 
 
 def read_cells(results: Path) -> Iterable[list[str]]:
