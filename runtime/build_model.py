@@ -14,6 +14,7 @@ from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_parameters import ExpertParameters
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
+from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.stored_weights import dequantize_shared, fp8_block
 from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.tp_layer import shuffle_tokens, split_heads
@@ -26,7 +27,11 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 def build_model(
-    files: CompiledFiles, workers: Workers, dtype: torch.dtype | None, capacity: CapacityPolicy | None
+    files: CompiledFiles,
+    workers: Workers,
+    dtype: torch.dtype | None,
+    capacity: CapacityPolicy | None,
+    decode: StaticDecode | None = None,
 ) -> "PreTrainedModel":
     """This process's model, on `workers.device`; weights of other processes are neither read nor allocated.
 
@@ -44,7 +49,7 @@ def build_model(
     for block, module in zip(blocks, modules, strict=True):
         adopt_experts(block, module)
     hidden_size = model.config.get_text_config().hidden_size
-    runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity)
+    runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity, decode)
     if isinstance(runtime.homes, TokenHomes) and has_own_heads:
         runtime.shuffle = shuffle_tokens(model, workers, runtime.homes, files.plan.layer_ids.tolist())
     _attach(model, runtime, modules)

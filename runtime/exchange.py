@@ -3,6 +3,7 @@
 Shape suffixes: N rows, H hidden size, K pairs per row at most, W processes, V ranks per process.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,16 @@ class ReceivedRows:
     weights: torch.Tensor
 
 
+def require_same_layer(rows: Iterable[tuple[int, int]], workers: Workers, row: int) -> None:
+    """Raise `ExchangeError` unless all processes are at the plan's row `row`; rows: (process, its row)."""
+    for process, their_row in rows:
+        if their_row != row:
+            raise ExchangeError(
+                f"process {process} is at MoE layer {their_row} while process {workers.process} is at {row}; "
+                "every process must run the same number of forward passes (see lock_step)"
+            )
+
+
 class Exchange:
     """All-to-all over the default process group; with one process nothing is sent and nothing is copied."""
 
@@ -57,12 +68,7 @@ class Exchange:
         heard = torch.empty_like(message)
         self._all_to_all(heard, message, None, None, row)
         sent_list, heard_list = torch.stack([message, heard]).tolist()
-        for process, (their_row, *_) in enumerate(heard_list):
-            if their_row != row:
-                raise ExchangeError(
-                    f"process {process} is at MoE layer {their_row} while process {self.workers.process} is at {row}; "
-                    "every process must run the same number of forward passes (see lock_step)"
-                )
+        require_same_layer(enumerate(their_row for their_row, *_ in heard_list), self.workers, row)
         return Traffic(
             sent_rows=[rows for _, _, rows, _ in sent_list],
             received_rows=[rows for _, _, rows, _ in heard_list],

@@ -17,6 +17,8 @@ from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import ForwardPass, LayerCapacity
 from specmoe.runtime.moe_layer import MoeLayer
 from specmoe.runtime.shuffle import Shuffle
+from specmoe.runtime.static_decode import StaticDecode
+from specmoe.runtime.static_path import StaticPath
 from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.workers import Workers
 
@@ -38,6 +40,7 @@ class ExpertRuntime:
         blocks: Sequence[torch.nn.Module],
         hidden_size: int,
         capacity: CapacityPolicy | None,
+        decode: StaticDecode | None,
     ) -> None:
         self.plan = plan
         self.workers = workers
@@ -47,6 +50,7 @@ class ExpertRuntime:
         exchange = Exchange(workers)
         self.capacity = capacity
         self._pass = None if capacity is None else ForwardPass(capacity)
+        self.static = None if decode is None else StaticPath(decode, plan, workers)
         self._layers = [
             MoeLayer(
                 row,
@@ -56,6 +60,7 @@ class ExpertRuntime:
                 self.homes,
                 self._counters,
                 None if capacity is None or self._pass is None else LayerCapacity(capacity, self._pass, blocks[row]),
+                self.static,
             )
             for row in range(plan.num_layers)
         ]

@@ -12,6 +12,7 @@ from specmoe.runtime.build_model import build_model
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_runtime import runtime_of
+from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.stored_weights import require_known_quantization
 from specmoe.runtime.workers import Workers, default_device, failing_together, require_equal, start_default_group
 
@@ -32,6 +33,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     capacity: CapacityPolicy | None = None,
+    decode: StaticDecode | None = None,
     verify_hashes: bool = True,
 ) -> "PreTrainedModel":
     """The model of the compiled checkpoint `out`, for inference; `model.specmoe` is its `ExpertRuntime`.
@@ -40,15 +42,18 @@ def load(
     any number of processes that divides `ep_size` share them. Collective, as is every forward pass after it; a
     failure of one process is raised on all. device: default this process's accelerator, else the CPU. dtype: a torch
     type or its name; default the checkpoint's. capacity: bounds each forward pass, and is lossy; None is lossless.
+    decode: exchange buffers of fixed size in passes of few tokens, which is lossless too.
     verify_hashes: check the SHA-256 of every file that this process reads; without it only names, sizes, the plan's
     digest and the rank files' headers are checked. Raises `SpecmoeError` with one sentence for anything that does not
     fit, such as a file in `out` that the manifest does not list.
     """
     if capacity is not None and not isinstance(capacity, CapacityPolicy):
         raise UsageError(f"capacity is {capacity!r}, a CapacityPolicy or None (lossless) was expected")
+    if decode is not None and not isinstance(decode, StaticDecode):
+        raise UsageError(f"decode is {decode!r}, a StaticDecode or None (counts are exchanged first) was expected")
     start_default_group()
     with failing_together():
-        model = _load_own_part(Path(out), device, dtype, capacity, verify_hashes)
+        model = _load_own_part(Path(out), device, dtype, capacity, decode, verify_hashes)
     runtime = runtime_of(model)
     require_equal(
         {
@@ -56,6 +61,7 @@ def load(
             "dtype": str(model.dtype),
             "device type": runtime.workers.device.type,
             "capacity": "none" if capacity is None else capacity.summary,
+            "decode": "exact" if decode is None else decode.summary,
         }
     )
     return model
@@ -66,6 +72,7 @@ def _load_own_part(
     device: torch.device | str | None,
     dtype: torch.dtype | str | None,
     capacity: CapacityPolicy | None,
+    decode: StaticDecode | None,
     verify_hashes: bool,
 ) -> "PreTrainedModel":
     files = CompiledFiles.open(out)
@@ -79,7 +86,7 @@ def _load_own_part(
     files.check([CONFIG_FILE], hashes=verify_hashes)
     require_known_quantization(files.quantization, str(out))
     files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
-    return build_model(files, workers, chosen_dtype, capacity)
+    return build_model(files, workers, chosen_dtype, capacity, decode)
 
 
 def _own_device(device: torch.device | str | None) -> torch.device:

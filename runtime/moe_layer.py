@@ -13,6 +13,7 @@ from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import LayerCapacity
 from specmoe.runtime.slot_product import slot_product
+from specmoe.runtime.static_path import StaticPath
 from specmoe.runtime.token_homes import TokenHomes
 
 
@@ -32,6 +33,7 @@ class MoeLayer:
         homes: BatchHomes | TokenHomes,
         counters: Counters,
         capacity: LayerCapacity | None,
+        static: StaticPath | None,
     ) -> None:
         self.row = row
         self._tables = tables
@@ -41,6 +43,7 @@ class MoeLayer:
         self.homes = homes
         self._counters = counters
         self._capacity = capacity
+        self._static = static
         own = exchange.workers.own_ranks
         offsets = tables.slot_offsets.tolist()
         self._first_slot = offsets[own.start]
@@ -53,8 +56,13 @@ class MoeLayer:
         """
         home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
         assignment = self._assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank)
+        hidden = hidden.contiguous()
+        if self._static is not None:
+            out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=True)
+            if isinstance(out, torch.Tensor):
+                return out
         traffic = self._exchange.announce(assignment, self.row, active=True)
-        return self._run(hidden.contiguous(), assignment, traffic)
+        return self._run(hidden, assignment, traffic)
 
     def take_part(self, dtype: torch.dtype, hidden_size: int, top_k: int) -> bool:
         """Serve the other processes' rows with no tokens of one's own; False when nobody had any work."""
@@ -62,9 +70,14 @@ class MoeLayer:
         nothing = torch.zeros((0, top_k), dtype=torch.int64, device=device)
         no_homes = torch.zeros(0, dtype=torch.int32, device=device)
         assignment = assign(nothing, nothing.float(), no_homes, self._tables)
+        hidden = torch.zeros((0, hidden_size), dtype=dtype, device=device)
+        if self._static is not None:
+            out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=False)
+            if not isinstance(out, str) or out == "idle":
+                return out != "idle"
         traffic = self._exchange.announce(assignment, self.row, active=False)
         if traffic.anyone_active:
-            self._run(torch.zeros((0, hidden_size), dtype=dtype, device=device), assignment, traffic)
+            self._run(hidden, assignment, traffic)
         return traffic.anyone_active
 
     def _assign(self, index: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor) -> Assignment:

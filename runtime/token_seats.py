@@ -28,20 +28,29 @@ def _even(num_tokens: int, ep_size: int) -> list[int]:
 
 
 def _seat_batch(wanted: torch.Tensor, confidence: torch.Tensor, ep_size: int) -> torch.Tensor:
-    device = wanted.device
-    room = torch.tensor(_even(len(wanted), ep_size), device=device)
+    """As `seat_tokens`, of one batch; nothing waits for the device."""
+    sizes = _even(len(wanted), ep_size)
+    choices = torch.arange(ep_size, device=wanted.device)
+    room = _even_tensor(len(wanted), ep_size, choices)
     order = torch.argsort(confidence.float(), descending=True, stable=True)
     in_line = wanted[order]
-    has_wish = in_line != NO_RANK
-    choices = torch.arange(ep_size, device=device)
+    asks = in_line[:, None] == choices
     # How many tokens before this one, and itself, ask for the same rank.
-    place = (in_line[:, None] == choices).cumsum(dim=0).gather(1, in_line.clamp(min=0)[:, None]).squeeze(1)
-    gets_it = has_wish & (place <= room[in_line.clamp(min=0)])
-    seats = torch.full_like(wanted, NO_RANK)
-    seats[order[gets_it]] = in_line[gets_it]
+    place = asks.cumsum(dim=0).gather(1, in_line.clamp(min=0)[:, None]).squeeze(1)
+    gets_it = (in_line != NO_RANK) & (place <= room[in_line.clamp(min=0)])
+    seats = torch.empty_like(wanted)
+    seats[order] = torch.where(gets_it, in_line, NO_RANK)
     # The free seats in the order in which they fill: the rank with most room left, then the lowest number.
-    left = room - torch.bincount(in_line[gets_it], minlength=ep_size)
-    levels = torch.arange(int(room.max()), 0, -1, device=device)
-    free_ranks = (left[None, :] >= levels[:, None]).nonzero()[:, 1]
-    seats[seats == NO_RANK] = free_ranks
-    return seats
+    left = room - (asks & gets_it[:, None]).sum(dim=0)
+    levels = torch.arange(max(sizes), 0, -1, device=wanted.device)
+    is_free = (left[None, :] >= levels[:, None]).flatten()
+    number = torch.where(is_free, is_free.cumsum(dim=0) - 1, len(wanted))
+    free_ranks = torch.empty(len(wanted) + 1, dtype=wanted.dtype, device=wanted.device)
+    free_ranks[number] = choices.to(wanted.dtype).repeat(len(levels))
+    is_unseated = seats == NO_RANK
+    return torch.where(is_unseated, free_ranks[(is_unseated.cumsum(dim=0) - 1).clamp(min=0)], seats)
+
+
+def _even_tensor(num_tokens: int, ep_size: int, ranks: torch.Tensor) -> torch.Tensor:
+    """`_even` on the device of `ranks`, which counts from 0."""
+    return num_tokens // ep_size + (ranks < num_tokens % ep_size).long()

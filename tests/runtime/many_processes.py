@@ -23,6 +23,7 @@ import specmoe
 import specmoe.runtime.load
 from specmoe.errors import SpecmoeError
 from specmoe.runtime.serve import serve_prompts
+from specmoe.runtime.static_decode import StaticDecode
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 TIMEOUTS = {"hang": timedelta(seconds=4)}
@@ -43,6 +44,11 @@ def main() -> None:
         "two": (2, check_models),
         "tp2": (2, check_tp),
         "tp4": (4, check_tp),
+        "static4": (4, check_static),
+        "static2": (2, check_static),
+        "overflow4": (4, check_static),
+        "statictp2": (2, check_static_tp),
+        "overflowtp2": (2, check_static_tp),
         "three": (3, check_wrong_world_size),
         "altered": (4, check_altered_file),
         "plans": (2, check_different_plans),
@@ -80,9 +86,11 @@ def check_models(name: str, process: int, settings: dict[str, Any]) -> list[dict
     return [compare(family, *paths, process) for family, paths in settings["models"][name].items()]
 
 
-def compare(family: str, source: str, compiled: str, process: int) -> dict[str, Any]:
+def compare(
+    family: str, source: str, compiled: str, process: int, decode: StaticDecode | None = None
+) -> dict[str, Any]:
     """Each process its own requests, of other number and length than the others', beside the unmodified model."""
-    model = specmoe.load(compiled)
+    model = specmoe.load(compiled, decode=decode)
     original = transformers.AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
     requests, length, new_tokens = WORK[process]
     tokens = torch.randint(3, 96, (requests, length), generator=torch.Generator().manual_seed(process))
@@ -99,12 +107,44 @@ def compare(family: str, source: str, compiled: str, process: int) -> dict[str, 
             pass
     finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
     finding["wire_is_remote"] = all(c.wire_rows == c.remote_copies for c in model.specmoe.counters())
+    if model.specmoe.static is not None:
+        finding["layers"] = [model.specmoe.static.layers_run, model.specmoe.static.layers_fell_back]
+        finding |= compare_deferred(model, original)
     if family != "mixtral":
         return finding
     prompts = [[3 + n, 50, 4 + n][: 1 + n % 3] for n in range(7)]
     finding["served"] = [done.token_ids for done in serve_prompts(model, prompts, 3)]
     finding["served_by"] = [done.process for done in serve_prompts(model, prompts, 1)]
     return finding
+
+
+def compare_deferred(model: Any, original: Any) -> dict[str, Any]:
+    """A step of all processes in which nothing is read on the host, and the same again where its flag says so."""
+    tokens = torch.randint(3, 96, (2, 3), generator=torch.Generator().manual_seed(5 + torch.distributed.get_rank()))
+    with torch.no_grad():
+        with model.specmoe.static.deferring_overflow() as flag:
+            logits = model(tokens).logits
+        overflowed = bool(flag)
+        if overflowed:
+            logits = model(tokens).logits
+        expected = original(tokens).logits
+    error = float((logits - expected).abs().max() / expected.abs().max())
+    return {"overflowed": overflowed, "deferred_error": error}
+
+
+def check_static(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps of up to eight tokens in fixed buffers, which one row fills in a run that is to overflow."""
+    decode = StaticDecode(max_tokens=8, rows_per_peer=1 if name == "overflow4" else None)
+    models = settings["models"]["four"]
+    return [compare(family, *models[family], process, decode) for family in ("mixtral", "llama4")]
+
+
+def check_static_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    source, compiled = settings["models"]["tp2"]["qwen3_moe"]
+    decode = StaticDecode(max_tokens=8, rows_per_peer=1 if name == "overflowtp2" else None)
+    model, finding = specmoe.load(compiled, decode=decode), {"family": "qwen3_moe"}
+    compare_tp(finding, model, source)
+    return [finding | {"layers": [model.specmoe.static.layers_run, model.specmoe.static.layers_fell_back]}]
 
 
 def check_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:

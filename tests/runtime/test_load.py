@@ -16,6 +16,7 @@ from specmoe.errors import ArtifactError, CheckpointError, MismatchError, Specmo
 from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.profiler.routing_profile import RoutingSample
+from specmoe.runtime.static_decode import StaticDecode
 
 load_module = importlib.import_module("specmoe.runtime.load")
 
@@ -49,6 +50,20 @@ def test_logits_and_greedy_tokens_are_those_of_the_unmodified_model(compiled_mod
     with torch.no_grad():
         assert relative_error(model(tokens).logits, original(tokens).logits) < 2e-6
     assert torch.equal(model.generate(tokens, **GREEDY), original.generate(tokens, **GREEDY))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_static_decode_changes_nothing_and_prefills_go_the_exact_way(compiled_model, family):
+    made = compiled_model(family)
+    model = specmoe.load(made.compiled["cover"], decode=StaticDecode(max_tokens=8))
+    tokens = some_tokens(3, 17)
+    assert torch.equal(model.generate(tokens, **GREEDY), unmodified(made).generate(tokens, **GREEDY))
+    assert model.specmoe.static.layers_run == 11 * len(model.specmoe.layers), "every step but the first"
+
+
+def test_static_decode_is_asked_for_by_its_type(compiled_model):
+    with pytest.raises(UsageError, match="decode is 'static', a StaticDecode or None"):
+        specmoe.load(compiled_model("olmoe").compiled["static"], decode="static")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -114,6 +114,35 @@ def test_different_batches_under_tp_are_refused_before_anything_is_sent(findings
         assert "process 1 runs another batch than process 0" in report[-1]["refused"]
 
 
+@pytest.mark.parametrize("run", ["static4", "static2", "overflow4"])
+def test_steps_in_fixed_buffers_change_nothing_whether_these_overflow_or_not(findings, run):
+    for process, report in findings[run].items():
+        for found in report:
+            assert "traceback" not in found, found["traceback"]
+            if found["requests"]:
+                assert found["error"] < 2e-6
+                assert found["same_tokens"]
+            assert found["deferred_error"] < 2e-6
+            assert found["overflowed"] == (run == "overflow4"), "all processes see the same flag"
+            layers_run, fell_back = found["layers"]
+            # The prefills, of more than eight tokens on some process, always go the exact way.
+            assert fell_back > 0
+            assert layers_run > (0 if run == "overflow4" else 2 * fell_back), process
+    first, *others = [report[0] for report in findings[run].values()]
+    assert all(other["served"] == first["served"] for other in others)
+
+
+def test_fixed_buffers_serve_split_heads_too(findings):
+    fell_back = {}
+    for run in ("statictp2", "overflowtp2"):
+        for (found,) in findings[run].values():
+            assert found["error"] < 3e-6
+            assert found["same_tokens"]
+            layers_run, fell_back[run] = found["layers"]
+            assert layers_run > 0
+    assert fell_back["overflowtp2"] > 2 * fell_back["statictp2"]
+
+
 REFUSALS = {
     "three": (3, "3 processes cannot share the checkpoint's 4 ranks; start 1, 2 or 4"),
     "altered": (4, "experts-rank-00002-of-00004.safetensors was altered since"),
