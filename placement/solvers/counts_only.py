@@ -37,8 +37,15 @@ def balance_counts(profile: RoutingProfile, topology: Topology, options: SolveOp
     else:
         plan = _most_even(profile, topology, options)
     load = load_from_counts(plan, profile).max(axis=1)
+    plan = loads_counted(plan, profile)
+    return replace(plan, predicted={**plan.predicted, "missing": [MISSING, *_above_cap(plan, load, options)]})
+
+
+def loads_counted(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:
+    """The plan with the metrics that counts alone give in `predicted["profile"]`, the means over layers."""
+    load = load_from_counts(plan, profile).max(axis=1)
     metrics = {"load_imbalance": float(load.mean()), "balancedness": float((1.0 / load).mean())}
-    return replace(plan, predicted={"profile": metrics, "missing": [MISSING, *_above_cap(plan, load, options)]})
+    return replace(plan, predicted={**plan.predicted, "profile": metrics})
 
 
 def _most_even(profile: RoutingProfile, topology: Topology, options: SolveOptions) -> PlacementPlan:

@@ -12,6 +12,7 @@ from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.solvers.least_load import least_load
 from specmoe.profiler.routing_profile import RoutingProfile
 
 _TOLERANCE = 1e-6
@@ -20,20 +21,28 @@ _TOLERANCE = 1e-6
 def keep_cap(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions) -> PlacementPlan:
     """The plan, with its heaviest rank noted; raises `InfeasibleError` where that breaks the cap.
 
-    With `options.best_effort` the plan comes back all the same. A profile without a sample is not judged.
+    With `options.best_effort` the plan comes back all the same. A profile without tokens is not judged.
     """
-    if profile.sample is None:
+    if profile.sample is None or profile.sample.num_tokens == 0:
         return plan
     heaviest = _heaviest_of_layer(plan, profile)
     worst = int(heaviest.argmax())
-    if heaviest[worst] > options.max_imbalance + _TOLERANCE and not options.best_effort:
+    above = heaviest[worst] - options.max_imbalance
+    if above > _TOLERANCE and not options.best_effort:
         raise InfeasibleError(
-            f"layer {plan.layer_ids[worst]}: the best placement found has {heaviest[worst]:.3f} times the mean load on "
-            f"its heaviest rank, {heaviest[worst] - options.max_imbalance:.3f} above the cap of "
-            f"{options.max_imbalance:g}{_reason(profile, plan, worst)}; give --max-imbalance "
-            f"{_rounded_up(heaviest[worst]):g}, or --extra-slots, or take it with --best-effort"
+            f"layer {plan.layer_ids[worst]}: the best placement found{_circumstances(options)} has "
+            f"{heaviest[worst]:.3f} times the mean load on its heaviest rank, {above:.3f} above the cap of "
+            f"{options.max_imbalance:g}{_reason(profile, plan, worst, options)}; give --max-imbalance "
+            f"{_rounded_up(heaviest[worst]):g}, {'' if options.group_limited else 'or --extra-slots, '}or take it with "
+            "--best-effort"
         )
     return replace(plan, predicted={**plan.predicted, "heaviest_rank": float(heaviest[worst])})
+
+
+def _circumstances(options: SolveOptions) -> str:
+    """What may have kept the search from better, beside the cap."""
+    groups = " with expert groups kept whole" if options.group_limited else ""
+    return groups if options.time_limit is None else f"{groups} within the time limit"
 
 
 def _rounded_up(imbalance: float) -> float:
@@ -51,9 +60,11 @@ def _heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[
     return heaviest
 
 
-def _reason(profile: RoutingProfile, plan: PlacementPlan, layer: int) -> str:
-    """What alone exceeds the mean load, where a single expert does."""
-    counts = profile.expert_counts[layer]
-    hottest = int(counts.argmax())
-    share = float(counts[hottest] / max(counts.sum(), 1)) * plan.ep_size
-    return f" (expert {hottest} alone has {share:.3f})" if share > 1.0 else ""
+def _reason(profile: RoutingProfile, plan: PlacementPlan, layer: int, options: SolveOptions) -> str:
+    """What no placement can go below, where that is above the cap; loads by the sample, as the plan is judged."""
+    sample = profile.require_sample("checking the load cap")
+    counts = np.bincount(sample.expert_ids[:, layer].ravel(), minlength=profile.num_logical_experts)
+    least = least_load(counts, np.diff(plan.slot_offsets).astype(np.int32), plan.topology.speed_of_rank)
+    if least.heaviest <= options.max_imbalance:
+        return ""
+    return f"; no placement has less than {least.heaviest:.3f}: {least.reason}"

@@ -110,7 +110,7 @@ def test_no_machine_and_no_counts_make_it_less_even_than_eplb(data: st.DataObjec
     R = sum(ranks_per_node)
     E = data.draw(st.integers(R, 12))
     sizes = data.draw(st.lists(st.integers(1, E), min_size=R, max_size=R).filter(lambda sizes: sum(sizes) >= E))
-    counts = data.draw(st.lists(st.integers(0, 20), min_size=2 * E, max_size=2 * E))
+    counts = data.draw(st.lists(st.integers(0, 20), min_size=2 * E, max_size=2 * E).filter(any))
     groups = data.draw(st.sampled_from([None, *[g for g in range(1, E + 1) if E % g == 0]]))
     speed = data.draw(st.none() | st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=R, max_size=R).map(tuple))
     machine = Topology(ranks_per_node=tuple(ranks_per_node), slots=tuple(sizes), relative_speed=speed)
