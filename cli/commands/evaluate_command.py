@@ -3,15 +3,18 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from specmoe.cli.factors import parse_factors
+from specmoe.cli.phase_option import phase_option
 
 
 @click.command(name="evaluate")
 @click.argument("plans", metavar="PLAN...", nargs=-1, required=True)
 @click.option("--profile", "profile", required=True, type=click.Path(path_type=Path), help="The trace to replay.")
+@phase_option
 @click.option("--layers", is_flag=True, help="Print a second table, layer by layer.")
 @click.option("--capacity", metavar="FACTORS", help="Also tell what capacity bounds would cost, such as 1.0,1.5,2.0.")
 @click.option("--row-bytes", type=int, help="Bytes of one hidden state: adds a step time modelled on the plan's links.")
@@ -20,6 +23,7 @@ from specmoe.cli.factors import parse_factors
 def command(
     plans: tuple[str, ...],
     profile: Path,
+    phase: Any,
     layers: bool,
     capacity: str | None,
     row_bytes: int | None,
@@ -44,11 +48,14 @@ def command(
     from specmoe.cli.evaluation_table import capacity_table, evaluation_table, layer_table
     from specmoe.placement.evaluate import evaluate
     from specmoe.placement.step_time import StepModel
+    from specmoe.profiler.phase_of_profile import profile_of_phase
+    from specmoe.profiler.routing_profile import RoutingProfile
 
     factors = parse_factors(capacity)
     step_model = None if row_bytes is None else StepModel(row_bytes=row_bytes, pair_us=pair_us)
+    trace = profile_of_phase(RoutingProfile.load(profile), phase)
     with tqdm(desc="replaying", unit=" placements", leave=False, disable=not sys.stderr.isatty()) as bar:
-        evaluation = evaluate(plans, profile, capacity=factors, step_model=step_model, on_result=lambda _: bar.update())
+        evaluation = evaluate(plans, trace, capacity=factors, step_model=step_model, on_result=lambda _: bar.update())
     if as_json:
         click.echo(json.dumps(evaluation.to_json()))
         return

@@ -4,8 +4,11 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+
+from specmoe.cli.phase_option import phase_option
 
 
 @click.command(name="solve")
@@ -23,6 +26,15 @@ import click
 @click.option("--group-limited", is_flag=True, help="Keep the router's expert groups whole.")
 @click.option("--expert-groups", type=int, help="How many groups the router has (n_group in its configuration).")
 @click.option("--time-limit", type=float, metavar="SECONDS", help="Stop by then with the best plan so far.")
+@phase_option
+@click.option(
+    "--bound-seconds",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Work on a lower bound; 0: none.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--best-effort", is_flag=True, help="The best reachable plan where the load cap cannot be kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -32,6 +44,7 @@ def command(
     output: Path,
     ep_size: int | None,
     topology_path: Path | None,
+    phase: Any,
     as_json: bool,
     force: bool,
     **choices: object,
@@ -42,19 +55,21 @@ def command(
     specmoe solve routing.profile -o experts.plan --ep-size 4
     specmoe solve routing.profile -o experts.plan --ep-size 8 --attention tp --extra-slots 1
     specmoe solve routing.profile -o experts.plan --topology two-nodes.json
+    specmoe solve routing.profile -o decode.plan --ep-size 8 --phase decode
     """
     from specmoe.atomic import refuse_existing
     from specmoe.cli.interrupt import first_interrupt
     from specmoe.cli.solve_report import SolveBar, report_json, report_lines
     from specmoe.placement.solve import solve
     from specmoe.placement.topology import Topology
+    from specmoe.profiler.phase_of_profile import profile_of_phase
     from specmoe.profiler.routing_profile import RoutingProfile
 
     if (ep_size is None) == (topology_path is None):
         raise click.UsageError("give either --ep-size or --topology")
     refuse_existing(output, force=force)
     machine = Topology.load(topology_path) if topology_path is not None else Topology.single_node(ep_size or 0)
-    profile = RoutingProfile.load(profile_path)
+    profile = profile_of_phase(RoutingProfile.load(profile_path), phase)
     begin = time.monotonic()
     with SolveBar(visible=sys.stderr.isatty()) as bar, first_interrupt() as interrupted:
         plan = solve(profile, machine, on_progress=bar.show, should_stop=interrupted.is_set, **choices)  # type: ignore[arg-type]
