@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,34 +39,33 @@ def record_share(
 
     The state is saved when it is due, and when `should_stop` says to stop. on_tokens: told of each batch's tokens.
     """
+    start = time.monotonic()
     saved = state_file.load() if state_file is not None else None
-    num_done, seconds_before = (saved.num_batches, saved.seconds) if saved is not None else (0, 0.0)
     if saved is not None:
         recorder.merge(saved.arrays)
         on_tokens(recorder.num_tokens)
-    start = time.monotonic()
-
-    def save() -> None:
-        if state_file is not None:
-            recording.wait()
-            seconds = seconds_before + time.monotonic() - start
-            state_file.save(SavedState(num_batches=num_done, seconds=seconds, arrays=recorder.state()))
-
+        start -= saved.seconds
+    num_done = 0 if saved is None else saved.num_batches
     stopped = False
-    batches = make_batches(run.requests, run.batch_tokens, run.requests.max_length)
-    own_batches = itertools.islice(batches, processes.number, None, processes.count)
     with RoutingObserver(run.layers.modules) as observer, RecordingThread(recorder) as recording:
-        for batch in itertools.islice(own_batches, num_done, None):
-            if stopped := should_stop():
-                save()
+        for batch in itertools.islice(_own_batches(run, processes), num_done, None):
+            stopped = should_stop()
+            if state_file is not None and (stopped or state_file.is_due()):
+                recording.wait()
+                seconds = time.monotonic() - start
+                state_file.save(SavedState(num_batches=num_done, seconds=seconds, arrays=recorder.state()))
+            if stopped:
                 break
             _run_and_record(run, batch, observer, recording)
             num_done += 1
             on_tokens(len(batch.token_ids))
-            if state_file is not None and state_file.is_due():
-                save()
         recording.wait()
-    return ShareDone(seconds=seconds_before + time.monotonic() - start, stopped=stopped)
+    return ShareDone(seconds=time.monotonic() - start, stopped=stopped)
+
+
+def _own_batches(run: PreparedRun, processes: Processes) -> Iterator[Batch]:
+    batches = make_batches(run.requests, run.batch_tokens, run.requests.max_length)
+    return itertools.islice(batches, processes.number, None, processes.count)
 
 
 def _run_and_record(run: PreparedRun, batch: Batch, observer: RoutingObserver, recording: RecordingThread) -> None:

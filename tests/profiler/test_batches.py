@@ -1,5 +1,8 @@
 """Batches: every request once, few shapes, little padding, within the budget."""
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -24,6 +27,31 @@ def test_every_request_comes_once_and_batches_keep_the_budget(batch_tokens: int)
         assert len(batch.requests) == 1 or batch.mask.size <= batch_tokens
         assert batch.input_ids[batch.mask].tolist() == batch.token_ids.tolist()
         assert batch.input_ids.shape == (len(batch.requests), batch.padded_length)
+
+
+def most_alive(num_requests: int) -> int:
+    """How many requests exist at most while batches of a stream of them are made and let go of."""
+    alive = most = 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def stream() -> Iterator[Request]:
+        nonlocal alive, most
+        for request in (requests([10 + index % 7])[0] for index in range(num_requests)):
+            weakref.finalize(request, gone)
+            alive += 1
+            most = max(most, alive)
+            yield request
+
+    for _ in make_batches(stream(), 64, 300):
+        pass
+    return most
+
+
+def test_no_more_requests_are_held_however_many_there_are() -> None:
+    assert most_alive(3000) == most_alive(1000) < 500
 
 
 def test_lengths_are_rounded_to_few_sizes_and_not_by_much() -> None:
