@@ -24,7 +24,8 @@ class SolveBar:
         self._bar.total = progress.total
         self._bar.set_description(progress.stage, refresh=False)
         if progress.objective is not None:
-            self._bar.set_postfix_str(f"{progress.objective:.3f} copies per token", refresh=False)
+            gap = "" if progress.gap is None else f", gap {progress.gap:.1%}"
+            self._bar.set_postfix_str(f"{progress.objective:.3f} copies per token{gap}", refresh=False)
         self._bar.n = progress.done
         self._bar.refresh()
 
@@ -65,14 +66,22 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
         yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
     if "profile" in plan.predicted:
         yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
-    if plan.bound is not None and plan.gap is not None:
-        yield f"  proven lower bound       {plan.bound:.3f}, gap {plan.gap:.1%}"
-    else:
-        yield "  proven lower bound       none for this plan"
+    yield from _bound_lines(plan)
     if plan.num_physical_experts > plan.num_logical_experts:
         yield f"  replicas                 reached by the {plan.replica_choice} choice"
     for missing in plan.predicted.get("missing", []):
         yield f"  note                     {missing}"
+
+
+def _bound_lines(plan: PlacementPlan) -> Iterator[str]:
+    note = plan.predicted.get("bound")
+    if plan.bound is None or plan.gap is None or note is None:
+        yield "  proven lower bound       none for this plan"
+        return
+    weak = " (a weak bound)" if note["is_weak"] else ""
+    yield f"  proven: no placement for these homes costs less than {plan.bound:.3f}, gap {plan.gap:.1%}{weak}"
+    if note["any_homes"] > 0:
+        yield f"  proven: nor for any other homes, less than {note['any_homes']:.3f}"
 
 
 def _linear_objective(plan: PlacementPlan, profile: RoutingProfile) -> float | None:

@@ -1,6 +1,7 @@
 """What a placement method is asked for, and what it says while it works."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -11,12 +12,15 @@ from specmoe.placement.plan import Attention, ReplicaChoice
 
 @dataclass(frozen=True, kw_only=True)
 class SolveProgress:
-    """`done` of `total` steps of `stage`; objective: the plan's so far, on the profile, where there is one."""
+    """`done` of `total` steps of `stage`; objective: the plan's so far, on the profile, where there is one; gap: how
+    far above the proven bound that is, as a share of the bound.
+    """
 
     stage: str
     done: int
     total: int
     objective: float | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,8 @@ class SolveOptions:
     consecutive experts the router has, None where it has none or where that is unknown. best_effort: the best
     reachable plan where the cap cannot be kept, in place of an error. workers: threads that solve layers side by side.
     on_progress: called now and then, from any of those threads. should_stop: asked now and then; once it says yes, the
-    best plan so far is finished and returned.
+    best plan so far is finished and returned. ends_at: by `time.monotonic()`, where there is a time limit.
+    bound_seconds: one core's work on a lower bound, counted in operations; 0 for none.
     """
 
     attention: Attention = "dp"
@@ -44,6 +49,8 @@ class SolveOptions:
     workers: int = 2
     on_progress: Callable[[SolveProgress], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    ends_at: float | None = None
+    bound_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
@@ -56,6 +63,8 @@ class SolveOptions:
             raise UsageError(f"max_imbalance is {self.max_imbalance}, at least 1 was expected")
         if self.time_limit is not None and not 0 < self.time_limit < math.inf:
             raise UsageError(f"time_limit is {self.time_limit}, a positive number of seconds was expected")
+        if not 0 <= self.bound_seconds < math.inf:
+            raise UsageError(f"bound_seconds is {self.bound_seconds}, a number of seconds, or 0, was expected")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}, at least 0 was expected")
         if self.expert_groups is not None and self.expert_groups < 1:
@@ -68,7 +77,14 @@ class SolveOptions:
         """Whether the search should end with what it has."""
         return self.should_stop is not None and self.should_stop()
 
-    def report(self, stage: str, done: int, total: int, objective: float | None = None) -> None:
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the time limit, at least 0; None without one."""
+        return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
+
+    def report(
+        self, stage: str, done: int, total: int, objective: float | None = None, gap: float | None = None
+    ) -> None:
         """Tell the caller how far the work is, where it wants to know."""
         if self.on_progress is not None:
-            self.on_progress(SolveProgress(stage=stage, done=done, total=total, objective=objective))
+            self.on_progress(SolveProgress(stage=stage, done=done, total=total, objective=objective, gap=gap))

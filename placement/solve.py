@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from specmoe.errors import UsageError
+from specmoe.errors import ArtifactError, UsageError
 from specmoe.placement.baselines.eplb import eplb
 from specmoe.placement.baselines.linear import linear
 from specmoe.placement.baselines.round_robin import round_robin
+from specmoe.placement.bounds.prove import prove
 from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.assemble import measured
 from specmoe.placement.solvers.auto import auto
 from specmoe.placement.solvers.cluster import cluster
+from specmoe.placement.solvers.counts_only import loads_counted
 from specmoe.placement.solvers.expert_groups import check_groups
 from specmoe.placement.solvers.feasibility import keep_cap
 from specmoe.placement.solvers.ilp import ilp
@@ -34,6 +36,11 @@ METHODS: Mapping[str, Method] = {
 # These say where experts sit without looking at a cap, so it says nothing about them.
 _WITHOUT_CAP = frozenset({"linear", "round_robin", "eplb"})
 
+# The part of a time limit that the search may use where a bound is wanted as well.
+_SEARCH = 0.8
+# Up to so many experts the best placement for the plan's homes is found in no time.
+_FEW_EXPERTS = 16
+
 
 def solve(
     profile: RoutingProfile,
@@ -49,6 +56,7 @@ def solve(
     group_limited: bool = False,
     expert_groups: int | None = None,
     best_effort: bool = False,
+    bound_seconds: float = 10.0,
     on_progress: Callable[[SolveProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> PlacementPlan:
@@ -56,7 +64,8 @@ def solve(
 
     Fewest remote copies per token, with the heaviest rank's load at most `max_imbalance` times the mean in every layer
     of the profile. The same inputs and seed give the same plan, unless `time_limit` (seconds) or `should_stop`
-    (asked now and then) ends the search, which then gives the best so far.
+    (asked now and then) ends the search, which then gives the best so far. `bound_seconds` is what a lower bound may
+    cost, in one core's seconds counted by operations; 0 for none.
     Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
     (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
     """
@@ -72,25 +81,36 @@ def solve(
         expert_groups=expert_groups or profile.num_expert_groups,
         best_effort=best_effort,
         on_progress=on_progress,
-        should_stop=_stopping(time_limit, should_stop),
+        should_stop=should_stop,
+        bound_seconds=bound_seconds,
     )
+    if not profile.expert_counts.any():
+        raise ArtifactError(
+            "the profile has seen no token, so there is nothing to solve from; profile the model over text"
+        )
     if method not in METHODS:
         raise UsageError(f"method is {method!r}, one of {', '.join(METHODS)} was expected")
     slots = machine.slots_of_rank(profile.num_logical_experts, extra_slots)
     if group_limited:
         check_groups(profile.num_logical_experts, slots, options.expert_groups, method)
-    plan = METHODS[method](profile, machine, options)
-    if profile.sample is not None and plan.objective is None:
-        plan = measured(plan, profile)
+    begin = time.monotonic()
+    plan = METHODS[method](profile, machine, _ending(options, begin, _SEARCH if bound_seconds else 1.0))
+    if plan.objective is None:
+        has_tokens = profile.sample is not None and profile.sample.num_tokens > 0
+        plan = measured(plan, profile) if has_tokens else loads_counted(plan, profile)
+    is_small = profile.num_logical_experts <= _FEW_EXPERTS
+    plan = prove(plan, profile, _ending(options, begin, 1.0), exact=method == "ilp" or (method == "auto" and is_small))
     return _noted(plan, options) if method in _WITHOUT_CAP else _noted(keep_cap(plan, profile, options), options)
 
 
-def _stopping(time_limit: float | None, should_stop: Callable[[], bool] | None) -> Callable[[], bool] | None:
-    """Whether the time from now is up, or the caller wants to stop; None where neither can be."""
-    if time_limit is None:
-        return should_stop
-    end = time.monotonic() + time_limit
-    return lambda: time.monotonic() >= end or (should_stop is not None and should_stop())
+def _ending(options: SolveOptions, begin: float, share: float) -> SolveOptions:
+    """The options with an end after `share` of the time limit, where there is one."""
+    if options.time_limit is None:
+        return options
+    end, stopped = begin + share * options.time_limit, options.should_stop
+    return replace(
+        options, ends_at=end, should_stop=lambda: time.monotonic() >= end or (stopped is not None and stopped())
+    )
 
 
 def _noted(plan: PlacementPlan, options: SolveOptions) -> PlacementPlan:

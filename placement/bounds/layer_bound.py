@@ -1,0 +1,125 @@
+"""The best bound for one layer that a given amount of work proves, and the better placement that may come with it.
+
+Two questions are kept apart. *With the plan's homes*: no placement costs less for the tokens where the plan's tables
+seat them. *With any homes*: no placement costs less even if every token started on the best rank for it; then all ranks
+pay alike, and a token saves at most the one copy to its home.
+
+With slower links between nodes a token pays for each remote rank and, on top, for each other node. Both counts are
+problems of columns, ranks' and nodes', and the sum of their bounds bounds the sum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.bounds.companions import companions_bound
+from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.partition import best_choice
+from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
+from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
+from specmoe.placement.options import SolveOptions
+
+# The part of a layer's work that goes to the question of any homes, and to nodes where they count.
+_ANY_HOMES = 0.25
+_NODES = 0.25
+# More than products of copies and surcharges can be off in float64.
+_ROUNDED_DOWN = 1.0 - 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBound:
+    """with_homes and any_homes: copies over all tokens (weighted by link) that no placement goes below.
+
+    is_weak: whether the one with homes is only `companions.py`'s; cost: of the placement below, or of the plan's.
+    rank_of_expert: int32 [E], a placement of single
+    copies that costs less than the plan's, where one was found.
+    """
+
+    with_homes: float
+    any_homes: float
+    is_weak: bool
+    cost: float
+    rank_of_expert: NDArray[np.int32] | None = None
+
+
+def bound_layer(case: LayerCase, work: int) -> LayerBound:
+    """Bounds within about `work` operations (a nanosecond each), never above what the plan costs."""
+    cheap = companions_bound(case)
+    least_work = ascent_work(case)
+    if case.has_replicas or work < least_work:
+        return LayerBound(with_homes=min(cheap, case.cost), any_homes=0.0, is_weak=True, cost=case.cost)
+    any_homes = whole(ascend_any_homes(case, int(_ANY_HOMES * work)).bound - case.num_tokens)
+    with_homes = whole(ascend_ranks(case, int((1 - _ANY_HOMES) * work)).bound)
+    if case.surcharge > 0:
+        with_homes += case.surcharge * whole(ascend_nodes(case, int(_NODES * work)).bound) * _ROUNDED_DOWN
+    best = min(max(with_homes, any_homes, cheap), case.cost)
+    return LayerBound(
+        with_homes=best, any_homes=min(any_homes, best), is_weak=bool(best <= cheap < case.cost), cost=case.cost
+    )
+
+
+def whole(bound: float) -> float:
+    """The bound on a number of copies, which is whole and not below 0."""
+    return float(max(0.0, np.ceil(bound)))
+
+
+def ascent_work(case: LayerCase) -> int:
+    """Roughly the operations of one turn of an ascent, without which it proves nothing."""
+    pairs_of_group = case.sets.shape[1] ** 2
+    return int(case.ep_size * (4 * len(case.sets) * pairs_of_group + 40 * case.num_experts**2))
+
+
+def ranks_of(case: LayerCase) -> RankProblem:
+    """What each rank pays for a column: the tokens that start elsewhere."""
+    away = case.tokens_of_set[:, None] - case.homes_of_set
+    return rank_problem(case.sets, away.astype(np.float64), case.load, case.slots, case.ceiling)
+
+
+def ascend_ranks(case: LayerCase, work: int) -> Ascent:
+    """Remote copies with the plan's homes."""
+    return ascend(ranks_of(case), case.rank_of_expert, work)
+
+
+def ascend_any_homes(case: LayerCase, work: int) -> Ascent:
+    """(Token, rank) pairs, the home's included."""
+    tokens = np.repeat(case.tokens_of_set[:, None], case.ep_size, axis=1)
+    problem = rank_problem(case.sets, tokens.astype(np.float64), case.load, case.slots, case.ceiling)
+    return ascend(problem, case.rank_of_expert, work)
+
+
+def ascend_nodes(case: LayerCase, work: int) -> Ascent:
+    """Other nodes that tokens reach, with the plan's homes."""
+    of_rank = (case.node[:, None] == np.arange(case.node.max() + 1)).astype(np.int64)
+    away = case.tokens_of_set[:, None] - case.homes_of_set @ of_rank
+    slots, ceiling = (case.slots @ of_rank).astype(np.int32), case.ceiling @ of_rank
+    problem = rank_problem(case.sets, away.astype(np.float64), case.load, slots, ceiling)
+    return ascend(problem, case.node[case.rank_of_expert], work)
+
+
+def can_settle(case: LayerCase, options: SolveOptions) -> bool:
+    """Whether the best placement is what `settle_layer` looks for: single copies, free of groups, links alike."""
+    return not (case.has_replicas or case.surcharge > 0 or options.group_limited)
+
+
+def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
+    """The best placement for the plan's homes, or as near as the work comes; an infinite bound where there is none."""
+    if not can_settle(case, options):
+        return bound_layer(case, work)
+    problem = ranks_of(case)
+    ascent = ascend(problem, case.rank_of_expert, work)
+    # No placement costs more than one copy per pair, so a plan that breaks the cap is no limit.
+    known = case.cost if case.is_legal else case.load.sum() + 1.0
+    choice = best_choice(problem, ascent, known, options, work)
+    if choice.rank_of_expert is None and choice.is_best and not case.is_legal:
+        return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)
+    cost = case.cost if choice.rank_of_expert is None else cost_of(problem, choice.rank_of_expert)
+    any_homes = whole(ascend_any_homes(case, work).bound - case.num_tokens)
+    bound = min(whole(choice.bound), cost)
+    return LayerBound(
+        with_homes=bound,
+        any_homes=min(any_homes, bound),
+        is_weak=False,
+        cost=cost,
+        rank_of_expert=choice.rank_of_expert,
+    )

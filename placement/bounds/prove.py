@@ -1,0 +1,102 @@
+"""Put a proven bound on a plan, layer by layer, and take better placements where those are sought.
+
+Work is counted in operations, not in seconds, so that the same inputs give the same bounds and the same plan on any
+machine; only a time limit or Ctrl-C cuts it short.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.placement.bounds.layer_bound import LayerBound, bound_layer, settle_layer
+from specmoe.placement.bounds.layer_case import LayerCases
+from specmoe.placement.metrics import measure_plan
+from specmoe.placement.objective import objective_of
+from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.solvers.assemble import measured
+from specmoe.profiler.routing_profile import RoutingProfile
+
+BOUND_COVERS = "all placements for this plan's homes, with its slots and load cap"
+# Operations that one core does in a second.
+_WORK_PER_SECOND = 5e8
+# An exact search may take so many seconds of work at each of its steps in a layer.
+_EXACT_SECONDS = 5.0
+
+
+def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *, exact: bool = False) -> PlacementPlan:
+    """The plan with bounds from about `options.bound_seconds` of one core's work; as it is where that is 0.
+
+    exact: each layer takes the best placement for the plan's homes, as far as a fixed amount of work finds it and
+    `can_settle` allows.
+    """
+    if profile.sample is None or profile.sample.num_tokens == 0 or (options.bound_seconds == 0 and not exact):
+        return plan
+    cases = LayerCases(plan, profile, options.max_imbalance)
+    work = int(options.bound_seconds * _WORK_PER_SECOND / plan.num_layers)
+    bounds: list[LayerBound] = []
+
+    def prove_layer(layer: int) -> LayerBound:
+        if exact and not options.is_over:
+            settled = settle_layer(cases.case(layer, strict=True), options, int(_EXACT_SECONDS * _WORK_PER_SECOND))
+            if settled.with_homes < np.inf:
+                return settled
+        return bound_layer(cases.case(layer), 0 if options.is_over else work)
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        for bound in pool.map(prove_layer, range(plan.num_layers)):
+            bounds.append(bound)
+            tokens = profile.sample.num_tokens
+            cost = float(np.mean([one.cost for one in bounds])) / tokens
+            gap = cost * tokens / max(float(np.mean([one.with_homes for one in bounds])), 1e-12) - 1.0
+            options.report("bounds", len(bounds), plan.num_layers, cost, max(gap, 0.0))
+    found = {layer: bound.rank_of_expert for layer, bound in enumerate(bounds) if bound.rank_of_expert is not None}
+    better = _with_placements(plan, found, profile) if found else plan
+    return better if options.bound_seconds == 0 else _noted(better, profile, bounds)
+
+
+def _with_placements(
+    plan: PlacementPlan, found: dict[int, NDArray[np.int32]], profile: RoutingProfile
+) -> PlacementPlan:
+    """The plan with other placements of single copies in some layers, and the same tables; found: int32 [E] each.
+
+    What is expected on other requests falls in step with the objective.
+    """
+    physical, dispatch = plan.physical_to_logical.copy(), plan.dispatch_slot.copy()
+    for layer, rank_of_expert in found.items():
+        physical[layer] = np.argsort(rank_of_expert, kind="stable")
+        dispatch[layer] = np.argsort(physical[layer], kind="stable")[None, :]
+    better = measured(replace(plan, physical_to_logical=physical, dispatch_slot=dispatch), profile)
+    expected = plan.predicted.get("held_out_objective")
+    if expected is None or not plan.objective or better.objective is None:
+        return better
+    scaled = expected * better.objective / plan.objective
+    return replace(better, predicted={**better.predicted, "held_out_objective": scaled})
+
+
+def _noted(plan: PlacementPlan, profile: RoutingProfile, bounds: list[LayerBound]) -> PlacementPlan:
+    """The plan with the mean bound, and every layer's in `predicted["bound"]`; in copies per token."""
+    sample = profile.require_sample("a lower bound")
+    objectives = [objective_of(metrics, plan.topology) for metrics in measure_plan(plan, sample)]
+    layers = [
+        {
+            "layer_id": int(layer_id),
+            "objective": objective,
+            "bound": min(bound.with_homes / sample.num_tokens, objective),
+            "any_homes": min(bound.any_homes / sample.num_tokens, objective),
+            "is_weak": bound.is_weak,
+        }
+        for layer_id, objective, bound in zip(plan.layer_ids, objectives, bounds, strict=True)
+    ]
+    means = {name: float(np.mean([layer[name] for layer in layers])) for name in ("bound", "any_homes")}
+    note = {
+        "covers": BOUND_COVERS,
+        "any_homes": means["any_homes"],
+        "is_weak": any(layer["is_weak"] for layer in layers),
+        "layers": layers,
+    }
+    assert plan.objective is not None
+    bound = min(means["bound"], plan.objective)
+    return replace(plan, bound=bound, predicted={**plan.predicted, "bound": note})
