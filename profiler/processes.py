@@ -96,16 +96,20 @@ def joined_processes() -> Iterator[Processes]:
     else:
         group = dist.group.WORLD if starts else dist.new_group(backend="gloo", timeout=TIMEOUT)
         processes = Processes(number=dist.get_rank(), count=dist.get_world_size(), group=group)
-        with _one_voice(), _ended_by_signal():
+        with _one_voice(processes), _ended_by_signal():
             yield processes
     if starts:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
+def _one_voice(processes: Processes) -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:  # reaches all of them
+        if processes.number:
+            raise SaidElsewhereError("interrupted") from None
+        raise
     except SpecmoeError as error:
         if not _may_speak():
             raise SaidElsewhereError("another process of this run failed; see its message") from error

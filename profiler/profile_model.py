@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specmoe.profiler.prepared_run import prepare_run
 from specmoe.profiler.processes import joined_processes
 from specmoe.profiler.profile_options import SAMPLE_TOKENS, ProfileOptions
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -65,6 +66,7 @@ def profile(
     )
     files = [data] if isinstance(data, str | Path) else data
     with joined_processes() as processes:
-        run = run_profile(model, [Path(file) for file in files], options, processes, share=True, progress=progress)
+        prepared = prepare_run(model, [Path(file) for file in files], options, processes)
+        run = run_profile(prepared, processes, share=True, progress=progress)
     assert run.profile is not None, "all processes share it"
     return run.profile

@@ -4,16 +4,14 @@ Every process forms the same batches and runs every n-th of them, so that any nu
 their counts are added up and their samples merged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from specmoe.errors import SpecmoeError
 from specmoe.profiler.checkpoint_file import StateFile, refuse_foreign_states
 from specmoe.profiler.output_file import OutputFile
-from specmoe.profiler.prepared_run import PreparedRun, prepare_run
+from specmoe.profiler.prepared_run import PreparedRun
 from specmoe.profiler.processes import Processes
-from specmoe.profiler.profile_options import ProfileOptions
 from specmoe.profiler.progress_bar import progress_bar
 from specmoe.profiler.record_share import record_share
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -33,10 +31,23 @@ class ProfileRun:
     seconds: float
 
 
+def claim_output(output: OutputFile, processes: Processes) -> None:
+    """Raise `OutputError` where a profile or the state of an unfinished run must stay; drop states that need not.
+
+    Collective, and cheap: to be called before a model is loaded.
+    """
+    if processes.number == 0:
+        output.refuse_existing()
+    if output.resume:
+        refuse_foreign_states(output, processes)
+        return
+    for path in output.left_states():
+        path.unlink(missing_ok=True)
+    processes.gather(0)  # none saves a state before all have looked
+
+
 def run_profile(
-    model: str | Path,
-    data: Sequence[Path],
-    options: ProfileOptions,
+    run: PreparedRun,
     processes: Processes,
     *,
     output: OutputFile | None = None,
@@ -44,14 +55,11 @@ def run_profile(
     share: bool = False,
     progress: bool = False,
 ) -> ProfileRun:
-    """Profile `model` as `specmoe.profile` does; collective among `processes`.
+    """The profile of a prepared run; collective among `processes`.
 
-    output: where process 0 saves the profile. should_stop: asked between batches; where it says so, the profile holds
-    what was seen until then. share: give the profile to all processes.
+    output: where process 0 saves the profile, claimed before. should_stop: asked between batches; where it says so, the
+    profile holds what was seen until then. share: give the profile to all processes.
     """
-    if output is not None:
-        _look_at_left_states(output, processes)
-    run = prepare_run(model, data, options, processes)
     recorder = run.new_recorder()
     state_file = None if output is None else StateFile(output, processes, run.job())
     with progress_bar(run.requests, run.corpus_size.num_characters, progress and processes.number == 0) as bar:
@@ -96,17 +104,6 @@ def _merged(
     merged = run.new_recorder()
     merged.merge(processes.receive(0))
     return merged
-
-
-def _look_at_left_states(output: OutputFile, processes: Processes) -> None:
-    if processes.number == 0:
-        output.refuse_existing()
-    if output.resume:
-        refuse_foreign_states(output, processes)
-        return
-    for path in output.left_states():
-        path.unlink(missing_ok=True)
-    processes.gather(0)  # none saves a state before all have looked
 
 
 def _save(output: OutputFile, profile: RoutingProfile | None, processes: Processes) -> None:

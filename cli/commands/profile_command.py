@@ -90,22 +90,20 @@ def _run(model: str, data: Sequence[Path], output: "OutputFile", options: dict[s
     """The summary of the profile written, in the process that wrote it."""
     from specmoe.cli.interrupt import first_interrupt
     from specmoe.cli.profile_summary import summary
+    from specmoe.profiler.prepared_run import prepare_run
     from specmoe.profiler.processes import SaidElsewhereError, joined_processes
     from specmoe.profiler.profile_options import ProfileOptions
-    from specmoe.profiler.run_profile import run_profile
+    from specmoe.profiler.run_profile import claim_output, run_profile
 
     start = time.monotonic()
     try:
-        with joined_processes() as processes, first_interrupt() as interrupted:
-            run = run_profile(
-                model,
-                data,
-                ProfileOptions(**options | {"device_map": _device_map(options["device_map"])}),
-                processes,
-                output=output,
-                should_stop=interrupted.is_set,
-                progress=sys.stderr.isatty(),
-            )
+        with joined_processes() as processes:
+            chosen = ProfileOptions(**options | {"device_map": _device_map(options["device_map"])})
+            claim_output(output, processes)
+            prepared = prepare_run(model, data, chosen, processes)
+            with first_interrupt() as interrupted:
+                shown = sys.stderr.isatty()
+                run = run_profile(prepared, processes, output=output, should_stop=interrupted.is_set, progress=shown)
     except SaidElsewhereError as error:
         sys.exit(error.exit_code)
     if run.profile is None:

@@ -21,9 +21,10 @@ import transformers
 from specmoe.errors import ArtifactError, SpecmoeError
 from specmoe.profiler import record_share
 from specmoe.profiler.output_file import OutputFile
+from specmoe.profiler.prepared_run import prepare_run
 from specmoe.profiler.processes import Processes, joined_processes
 from specmoe.profiler.profile_options import ProfileOptions
-from specmoe.profiler.run_profile import ProfileRun, run_profile
+from specmoe.profiler.run_profile import ProfileRun, claim_output, run_profile
 
 OPTIONS = ProfileOptions(batch_tokens=64, sample_tokens=150, generate=3, max_length=30)
 
@@ -72,13 +73,21 @@ def run(name: str, process: int, world_size: int, check: Callable[..., ProfileRu
     os._exit(0)
 
 
+def profiled(
+    processes: Processes, settings: dict[str, Any], output: OutputFile | None = None, **options: Any
+) -> ProfileRun:
+    if output is not None:
+        claim_output(output, processes)
+    prepared = prepare_run(settings["model"], [Path(settings["data"])], OPTIONS, processes)
+    return run_profile(prepared, processes, output=output, **options)
+
+
 def saved(processes: Processes, settings: dict[str, Any], **options: Any) -> ProfileRun:
-    output = OutputFile(path=Path(settings["folder"]) / settings["name"])
-    return run_profile(settings["model"], [Path(settings["data"])], OPTIONS, processes, output=output, **options)
+    return profiled(processes, settings, OutputFile(path=Path(settings["folder"]) / settings["name"]), **options)
 
 
 def shared(processes: Processes, settings: dict[str, Any]) -> ProfileRun:
-    return run_profile(settings["model"], [Path(settings["data"])], OPTIONS, processes, share=True)
+    return profiled(processes, settings, share=True)
 
 
 def missing_data(processes: Processes, settings: dict[str, Any]) -> ProfileRun:
@@ -121,8 +130,7 @@ def stopped(processes: Processes, settings: dict[str, Any]) -> ProfileRun:
 
 
 def resumed(processes: Processes, settings: dict[str, Any]) -> ProfileRun:
-    output = OutputFile(path=Path(settings["folder"]) / "half", resume=True)
-    return run_profile(settings["model"], [Path(settings["data"])], OPTIONS, processes, output=output)
+    return profiled(processes, settings, OutputFile(path=Path(settings["folder"]) / "half", resume=True))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import pytest
 from specmoe.errors import MismatchError, OutputError, SpecmoeError, UsageError
 from specmoe.profiler import run_profile as module
 from specmoe.profiler.output_file import OutputFile
+from specmoe.profiler.prepared_run import prepare_run
 from specmoe.profiler.processes import Processes
 from specmoe.profiler.profile_options import ProfileOptions
 from specmoe.profiler.routing_profile import RoutingProfile
-from specmoe.profiler.run_profile import ProfileRun, run_profile
+from specmoe.profiler.run_profile import ProfileRun, claim_output, run_profile
 
 OPTIONS: dict[str, Any] = {"batch_tokens": 64, "sample_tokens": 150, "max_length": 30}
 
@@ -30,14 +31,10 @@ def profiling(tiny_model, jsonl, tmp_path):
             asked.append(None)
             return batches is not None and len(asked) > batches
 
-        return run_profile(
-            tiny_model("olmoe").folder,
-            [data],
-            ProfileOptions(**OPTIONS | options),
-            Processes(),
-            output=OutputFile(path=tmp_path / "p", **output or {}),
-            should_stop=should_stop,
-        )
+        file = OutputFile(path=tmp_path / "p", **output or {})
+        claim_output(file, Processes())
+        prepared = prepare_run(tiny_model("olmoe").folder, [data], ProfileOptions(**OPTIONS | options), Processes())
+        return run_profile(prepared, Processes(), output=file, should_stop=should_stop)
 
     return run
 
@@ -149,14 +146,11 @@ def test_a_state_of_other_data_or_another_model_is_refused(profiling, tiny_model
     (tmp_path / "other.jsonl").write_text('{"text": "something else"}\n')
     with pytest.raises(MismatchError, match="made with another data"):
         profiling(data=tmp_path / "other.jsonl", output={"resume": True})
+    other = prepare_run(
+        tiny_model("mixtral").folder, [tmp_path / "texts.jsonl"], ProfileOptions(**OPTIONS), Processes()
+    )
     with pytest.raises(MismatchError, match="made with another model"):
-        run_profile(
-            tiny_model("mixtral").folder,
-            [tmp_path / "texts.jsonl"],
-            ProfileOptions(**OPTIONS),
-            Processes(),
-            output=OutputFile(path=tmp_path / "p", resume=True),
-        )
+        run_profile(other, Processes(), output=OutputFile(path=tmp_path / "p", resume=True))
 
 
 def test_an_unfinished_run_is_not_forgotten_unasked(profiling, tmp_path) -> None:
@@ -191,4 +185,4 @@ def test_a_negative_interval_is_refused(tmp_path) -> None:
 
 def test_a_device_map_is_for_one_process(tiny_model, jsonl) -> None:
     with pytest.raises(UsageError, match="start one process"):
-        run_profile(tiny_model("olmoe").folder, [jsonl], ProfileOptions(device_map="auto"), Processes(count=2))
+        prepare_run(tiny_model("olmoe").folder, [jsonl], ProfileOptions(device_map="auto"), Processes(count=2))
