@@ -7,6 +7,9 @@ import torch
 from specmoe.kernels.assign.assignment import Assignment
 from specmoe.kernels.routing_tables import RoutingTables
 
+# The single numbers of `LayerCounts`.
+_SUMS = 7
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCounts:
@@ -26,15 +29,17 @@ class LayerCounts:
     wire_rows: int
     dropped_pairs: int
     rerouted_pairs: int
+    pairs_of_rank: tuple[int, ...]
 
 
 class Counters:
-    """Running sums on the device, int64 [L, 7]; reading them waits for the device, counting does not."""
+    """Running sums on the device, int64 [L, 7 + R]; reading them waits for the device, counting does not."""
 
-    def __init__(self, layer_ids: list[int], own_ranks: range, device: torch.device) -> None:
+    def __init__(self, layer_ids: list[int], own_ranks: range, ep_size: int, device: torch.device) -> None:
         self._layer_ids = layer_ids
         self._own_ranks = own_ranks
-        self._sums = torch.zeros((len(layer_ids), 7), dtype=torch.int64, device=device)
+        self._ranks = torch.arange(ep_size, device=device)
+        self._sums = torch.zeros((len(layer_ids), _SUMS + ep_size), dtype=torch.int64, device=device)
 
     def add(
         self,
@@ -53,13 +58,19 @@ class Counters:
         tokens = self._sums.new_tensor(home_rank.shape[0])
         changed = torch.zeros_like(kept) if rerouted is None else rerouted
         counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, ~kept, changed]
-        self._sums[row] += torch.stack([tokens, *[mask.sum() for mask in counted]])
+        of_rank = (served_on[:, :, None] == self._ranks) & kept[:, :, None]
+        sums = torch.stack([tokens, *[mask.sum() for mask in counted]])
+        self._sums[row] += torch.cat([sums, of_rank.sum(dim=(0, 1))])
 
     def read(self) -> list[LayerCounts]:
         """The counts of every MoE layer, in order."""
-        names = [field.name for field in fields(LayerCounts)][1:]
+        names = [field.name for field in fields(LayerCounts)][1 : 1 + _SUMS]
         return [
-            LayerCounts(layer_id=layer_id, **dict(zip(names, sums, strict=True)))
+            LayerCounts(
+                layer_id=layer_id,
+                **dict(zip(names, sums[:_SUMS], strict=True)),
+                pairs_of_rank=tuple(sums[_SUMS:]),
+            )
             for layer_id, sums in zip(self._layer_ids, self._sums.tolist(), strict=True)
         ]
 

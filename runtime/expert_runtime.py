@@ -46,7 +46,7 @@ class ExpertRuntime:
         self.workers = workers
         self._hidden_size = hidden_size
         self.homes = BatchHomes(plan, workers) if plan.attention == "dp" else TokenHomes(plan, workers)
-        self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, workers.device)
+        self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, plan.ep_size, workers.device)
         exchange = Exchange(workers)
         self.capacity = capacity
         self._pass = None if capacity is None else ForwardPass(capacity)

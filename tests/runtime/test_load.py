@@ -15,6 +15,7 @@ import specmoe
 from specmoe.errors import ArtifactError, CheckpointError, MismatchError, SpecmoeError, UsageError
 from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
+from specmoe.placement.serving import serve_layer
 from specmoe.profiler.routing_profile import RoutingSample
 from specmoe.runtime.static_decode import StaticDecode
 
@@ -122,6 +123,8 @@ def test_the_counters_agree_with_the_prediction_of_evaluate(compiled_model, choi
     for row, counted in enumerate(model.specmoe.counters()):
         predicted = layer_traffic(plan, sample, row, of_token)
         assert (counted.tokens, counted.pairs, counted.wire_rows) == (80, 240, 0)
+        served = serve_layer(plan, row, sample.expert_ids[:, row], of_token)
+        assert counted.pairs_of_rank == tuple(np.bincount(served.flatten(), minlength=4))
         assert counted.remote_copies == predicted.remote_copies
         assert counted.local_pairs == predicted.local_pairs
 
@@ -261,7 +264,7 @@ DAMAGE = {
     "a model that writes no text": (
         partial(_change_config, model_type="vit"),
         CheckpointError,
-        "no causal language model",
+        "no model that generates text",
     ),
     "a config of wrong types": (
         partial(_change_config, hidden_size="wide"),
