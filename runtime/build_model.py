@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from specmoe.pretrained import LOADING, UnknownModelError, check_loading_report, read_config, reading_with_transformers
+from specmoe.pretrained import LOADING, check_loading_report, generating_class, read_config, reading_with_transformers
 from specmoe.runtime.adopt_experts import adopt_experts
 from specmoe.runtime.attention_split import own_slices
 from specmoe.runtime.capacity import CapacityPolicy
@@ -61,7 +61,7 @@ def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | 
     from transformers import GenerationConfig
 
     config = read_config(files.folder)
-    model_class = _model_class(files, config)
+    model_class = generating_class(config)
     dtype = dtype or _stated_dtype(config) or experts.dtype or torch.bfloat16
     tensors = dequantize_shared(files.shared_tensors(), fp8_block(files.quantization), dtype)
     if files.quantization:
@@ -93,18 +93,6 @@ def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | 
 def _stated_dtype(config: Any) -> torch.dtype | None:
     stated = config.dtype
     return getattr(torch, stated, None) if isinstance(stated, str) else stated
-
-
-def _model_class(files: CompiledFiles, config: Any) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    try:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        raise UnknownModelError(
-            f"transformers has no causal language model for {files.folder / 'config.json'} (model_type "
-            f"{config.model_type!r})"
-        ) from None
 
 
 def _with_sizes(model_class: Any, shapes: Mapping[str, Sequence[int]], own_heads: Workers | None) -> Any:

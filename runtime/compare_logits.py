@@ -9,7 +9,14 @@ from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import SpecmoeError
 from specmoe.placement.reshard.manifest import CompiledManifest
 from specmoe.placement.reshard.verify_report import VerifyCheck
-from specmoe.pretrained import LOADING, UnknownModelError, check_loading_report, read_config, reading_with_transformers
+from specmoe.pretrained import (
+    LOADING,
+    UnknownModelError,
+    check_loading_report,
+    generating_class,
+    read_config,
+    reading_with_transformers,
+)
 from specmoe.runtime.load import load
 from specmoe.safetensors_header import DTYPE_BITS
 
@@ -67,14 +74,11 @@ def _load_compiled(out: Path, manifest: CompiledManifest) -> "PreTrainedModel":
 
 
 def _load_unmodified(folder: Path) -> "PreTrainedModel":
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
     config = read_config(folder)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnknownModelError(f"transformers has no causal language model for {folder} ({config.model_type!r})")
+    model_class = generating_class(config)
     with reading_with_transformers(f"{folder} cannot be loaded"):
         # The declared type leaves out the pair that `LOADING` asks for.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, **LOADING)
+        loaded: Any = model_class.from_pretrained(folder, config=config, dtype=torch.float32, **LOADING)
     model: PreTrainedModel = loaded[0]
     check_loading_report(folder, loaded[1])
     return model

@@ -59,6 +59,20 @@ def read_config(folder: Path) -> "PreTrainedConfig":
     return config
 
 
+def generating_class(config: "PreTrainedConfig") -> Any:
+    """The class of transformers' that generates text from `config`, a multimodal model's with all its towers.
+
+    Raises `UnknownModelError` where there is none.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    # Some multimodal types also name a class for the language model alone, which cannot be built from their config.
+    for mapping in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise UnknownModelError(f"transformers has no model that generates text for the model_type {config.model_type!r}")
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in `folder`; raises `CheckpointError` where there is none that transformers can read."""
     from transformers import AutoTokenizer
