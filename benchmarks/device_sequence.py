@@ -2,8 +2,8 @@
 
 At each layer the table names the rank that a token is likely to need from the ranks that it needed in the last two
 layers, and how likely. A token needs the rank that holds most of its experts, among equals the lowest one. The paper
-takes whichever of the two tables is surer. Which ranks a token needed is known after the fact only: a runtime would
-have to pass it along with the token.
+takes whichever of the two tables is surer; multiplying what both say of every rank is measured beside it. Which ranks a
+token needed is known after the fact only: a runtime would have to pass it along with the token.
 
 python benchmarks/device_sequence.py FIT DEV --ranks 4
 """
@@ -30,6 +30,8 @@ from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingSample
 
 LOOK_BACK = 2
+# A token id or a sequence is believed as if the mean token had been seen this many times as well.
+PRIOR_TOKENS = {"token id": 2.0, "sequence": 20.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,57 @@ def surer(first: Guess, second: Guess) -> Guess:
     return Guess(rank=rank, sure=np.where(takes_first, first.sure, second.sure))
 
 
+def joined_guess(
+    plan: PlacementPlan,
+    fit: RoutingSample,
+    dev: RoutingSample,
+    needed: tuple[NDArray[np.int64], NDArray[np.int64]],
+    layer: int,
+) -> Guess:
+    """The rank with most of a token's experts, if its id and its sequence told of that independently.
+
+    needed: int64 [L, T] each, the ranks that the tokens of `fit` and of `dev` needed.
+    """
+    if fit.token_ids is None or dev.token_ids is None:
+        raise UsageError("there is no token table to compare with; give traces with token ids")
+    pairs = plan.holds[layer][:, fit.expert_ids[:, layer]].sum(axis=2).T.astype(np.float64)
+    score = shrunk_means(pairs, fit.token_ids, dev.token_ids, PRIOR_TOKENS["token id"])
+    if layer >= LOOK_BACK:
+        keys = _key(needed[0], layer, plan.ep_size), _key(needed[1], layer, plan.ep_size)
+        score *= shrunk_means(pairs, *keys, PRIOR_TOKENS["sequence"]) / pairs.mean(axis=0)
+    score /= score.sum(axis=1, keepdims=True)
+    best = score.max(axis=1)
+    others = (1.0 - best) / max(1, plan.ep_size - 1)
+    return Guess(rank=score.argmax(axis=1).astype(np.int16), sure=(best - others).astype(np.float16))
+
+
+def shrunk_means(
+    values: NDArray[np.float64], seen: NDArray[np.integer], asked: NDArray[np.integer], prior_tokens: float
+) -> NDArray[np.float64]:
+    """float64 [N, R]: the mean row of `values` [T, R] of each asked group, drawn towards the mean row of all.
+
+    seen: [T], the group of each row; asked: [N], groups, also such as were not seen.
+    """
+    groups, row = np.unique(seen, return_inverse=True)
+    total = np.zeros((len(groups) + 1, values.shape[1]))
+    np.add.at(total, row, values)
+    tokens = np.append(np.bincount(row), 0)[:, None]
+    mean = (total + prior_tokens * values.mean(axis=0)) / (tokens + prior_tokens)
+    found = np.minimum(np.searchsorted(groups, asked), len(groups) - 1)
+    known: NDArray[np.float64] = mean[np.where(groups[found] == asked, found, len(groups))]
+    return known
+
+
 def remote_copies(plan: PlacementPlan, fit: RoutingSample, dev: RoutingSample) -> dict[str, float]:
     """Remote copies per token on `dev`, the mean over layers, for each way to guess."""
     before, now = needed_ranks(plan, fit), needed_ranks(plan, dev)
-    copies: dict[str, list[float]] = {"neither": [], "token table": [], "sequence": [], "the surer of both": []}
+    names = ("neither", "token table", "sequence", "the surer of both", "both multiplied")
+    copies: dict[str, list[float]] = {name: [] for name in names}
     for layer in range(plan.num_layers):
         nothing = Guess(rank=np.full(dev.num_tokens, -1, dtype=np.int16), sure=np.zeros(dev.num_tokens, np.float16))
         table, sequence = table_guess(plan, dev, layer), sequence_guess(before, now, layer, plan.ep_size)
-        guesses = (nothing, table, sequence, surer(table, sequence))
+        joined = joined_guess(plan, fit, dev, (before, now), layer)
+        guesses = (nothing, table, sequence, surer(table, sequence), joined)
         for name, guess in zip(copies, guesses, strict=True):
             homes = seat_tokens(guess.rank, guess.sure, plan.ep_size)
             copies[name].append(layer_traffic(plan, dev, layer, homes).metrics().remote_copies_per_token)
@@ -109,7 +154,7 @@ def main(fit: Path, dev: Path, ranks: int, extra_slots: int, seed: int) -> None:
     copies = remote_copies(plan, fitted.require_sample(purpose), judged.require_sample(purpose))
     record = {"fit": fit.name, "dev": dev.name, "ranks": ranks, "extra_slots": extra_slots, "seed": seed}
     click.echo(json.dumps(record | {"remote_copies_per_token": copies}, indent=1))
-    target = RESULTS / f"device-sequence-{fit.stem}-{ranks}.json"
+    target = RESULTS / f"device-sequence-{fit.stem}-{ranks}-ranks-{extra_slots}-slots.json"
     target.write_text(json.dumps(record | {"remote_copies_per_token": copies}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -51,3 +51,30 @@ def test_the_surer_guess_is_believed(benchmark: ModuleType) -> None:
     both = benchmark.surer(guess([0, 0, 0], [0.25, 0.5, 0.75]), guess([1, 1, 1], [0.5, 0.5, 0.5]))
     assert both.rank.tolist() == [1, 0, 0]
     assert both.sure.tolist() == [0.5, 0.5, 0.75]
+
+
+def test_groups_are_drawn_towards_the_mean_and_unseen_ones_are_the_mean(benchmark: ModuleType) -> None:
+    values = np.array([[4.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    means = benchmark.shrunk_means(values, np.array([7, 3, 3]), np.array([3, 7, 5, 9]), 1.0)
+    mean = values.mean(axis=0)
+    assert means == pytest.approx(np.array([(2 * values[1] + mean) / 3, (values[0] + mean) / 2, mean, mean]))
+
+
+def test_what_id_and_sequence_say_is_multiplied(benchmark: ModuleType) -> None:
+    # One expert a token and a rank an expert: an id means either of its ranks, the last two ranks decide which.
+    profile = RoutingProfile(
+        layer_ids=np.arange(3, dtype=np.int32),
+        expert_counts=np.ones((3, 4), dtype=np.int64),
+        num_logical_experts=4,
+        top_k=1,
+        num_tokens=4,
+    )
+    plan = linear(profile, Topology.single_node(4), SolveOptions(attention="tp"))
+    last, first = np.repeat([0, 1, 2, 3], 50), np.repeat([0, 1, 0, 1], 50)
+    experts = np.stack([first, first, last], axis=1)[:, :, None].astype(np.uint8)
+    fit = RoutingSample(expert_ids=experts, token_ids=np.repeat([0, 0, 1, 1], 50).astype(np.int32))
+    needed = benchmark.needed_ranks(plan, fit)
+    at_last = benchmark.joined_guess(plan, fit, fit, (needed, needed), 2)
+    assert at_last.rank.tolist() == last.tolist()
+    assert at_last.sure.min() > 0.6
+    assert benchmark.joined_guess(plan, fit, fit, (needed, needed), 1).rank.tolist() == [0] * 50 + [0] * 50 + [0] * 100
