@@ -23,8 +23,19 @@ A_PATH: Any = click.Path(path_type=Path)
     show_default=True,
     help='Capacity bounds to show where the trace has gate weights; "" for none.',
 )
+@click.option(
+    "--since", metavar="OLDER", type=A_PATH, help="An older profile: also tell how far the routing has moved."
+)
 @click.option("--force", is_flag=True, help="Replace existing files.")
-def command(plans: tuple[Path, ...], profile: Path, output: Path, png: Path | None, capacity: str, force: bool) -> None:
+def command(
+    plans: tuple[Path, ...],
+    profile: Path,
+    output: Path,
+    png: Path | None,
+    capacity: str,
+    since: Path | None,
+    force: bool,
+) -> None:
     """Replay the trace in a profile under each PLAN, and under linear, round_robin and eplb, and write what happens as
     one page that needs no network: what is gained, each layer, load, co-activation, replicas, token tables, traffic and
     capacity.
@@ -35,11 +46,12 @@ def command(plans: tuple[Path, ...], profile: Path, output: Path, png: Path | No
     specmoe report experts.plan --profile heldout.profile -o report.html
     specmoe report small.plan large.plan --profile heldout.profile -o report.html
     specmoe report experts.plan --profile heldout.profile -o report.html --png plots/
+    specmoe report experts.plan --profile june.profile --since january.profile -o report.html
     """
     from tqdm import tqdm
 
     from specmoe.atomic import refuse_existing
-    from specmoe.placement.report.findings import gather
+    from specmoe.placement.report.findings import gather, with_drift
     from specmoe.placement.report.headline import headline
     from specmoe.placement.report.page import write_page
 
@@ -51,6 +63,8 @@ def command(plans: tuple[Path, ...], profile: Path, output: Path, png: Path | No
         refuse_plots(png, force=force)
     with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
         findings = gather(plans, profile, capacity=factors, on_step=lambda _: bar.update())
+        if since is not None:
+            findings = with_drift(findings, since)
     written = [] if png is None else write_plots(findings, png, force=force)
     write_page(findings, output, force=force)
     click.echo(headline(findings))

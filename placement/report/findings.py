@@ -11,6 +11,7 @@ from specmoe.errors import UsageError
 from specmoe.placement.baselines.build import even_sizes
 from specmoe.placement.capacity import BATCH_TOKENS
 from specmoe.placement.capacity_outlook import BoundOutlook, capacity_outlook
+from specmoe.placement.drift.drift import Drift, drift
 from specmoe.placement.evaluate import Evaluation, PlanResult, evaluate
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.detail import PlacementDetail, placement_detail, share_together
@@ -49,13 +50,19 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """`placements` holds the plans, then the baselines. capacity_tokens: how many tokens the capacity bounds saw."""
+    """`placements` holds the plans, then the baselines. capacity_tokens: how many tokens the capacity bounds saw.
+
+    drifts: each plan beside an older profile, where one was given: `older_path`, `older_tokens` tokens in its sample.
+    """
 
     profile_path: Path
     profile: RoutingProfile
     evaluation: Evaluation
     placements: tuple[Placement, ...]
     capacity_tokens: int
+    drifts: tuple[Drift, ...] = ()
+    older_path: Path | None = None
+    older_tokens: int = 0
 
     @property
     def plans(self) -> list[Placement]:
@@ -76,6 +83,14 @@ class Findings:
     def before(self, placement: Placement) -> Placement:
         """The `linear` baseline with the ranks, nodes, attention and slots of `placement`."""
         return self.placements[placement.before]
+
+
+def with_drift(findings: Findings, older_path: Path) -> Findings:
+    """The findings, and how far their trace and each plan's cost on it have moved since the profile `older_path`."""
+    older = RoutingProfile.load(older_path)
+    sample = older.require_sample("drift")
+    drifts = tuple(drift(older, findings.profile, plan.plan, solve_anew=False) for plan in findings.plans)
+    return replace(findings, drifts=drifts, older_path=older_path, older_tokens=sample.num_tokens)
 
 
 def setting_of(plan: PlacementPlan) -> str:

@@ -61,7 +61,7 @@ def _change_of_copies(plan: Placement, before: Placement) -> str:
 def _kind_of_trace(plan: Placement, evaluation: Evaluation) -> str:
     if plan.plan.profile_fingerprint is None:
         return "tokens"
-    return "tokens that it was solved from" if is_fitted_here(plan.result, evaluation) else "held-out tokens"
+    return "tokens that it was solved from," if is_fitted_here(plan.result, evaluation) else "held-out tokens"
 
 
 def _extreme_imbalances(plans: list[Placement]) -> tuple[float, float]:

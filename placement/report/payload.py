@@ -32,6 +32,7 @@ def payload(findings: Findings, metrics: Sequence[ShownMetric]) -> dict[str, Any
             | {"setting": settings.index(setting_of(placement.plan))}
             for index, placement in enumerate(findings.placements)
         ],
+        "drift": [round(100 * distance, 3) for moved in findings.drifts[:1] for distance in moved.distance_of_layer],
         "coactivation": _coactivation(findings.profile.coactivation_counts),
     }
 

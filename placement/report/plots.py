@@ -39,9 +39,9 @@ def refuse_plots(folder: Path, *, force: bool) -> None:
 
 def write_plots(findings: Findings, folder: Path, *, force: bool = False) -> list[Path]:
     """Draw into `folder`, which is made where it is missing, every plot that the findings have something for."""
+    refuse_plots(folder, force=force)
     from matplotlib import rc_context
 
-    refuse_plots(folder, force=force)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from specmoe.placement.capacity import BATCH_TOKENS
+from specmoe.placement.drift.drift import Drift
 from specmoe.placement.report.findings import Findings, Placement
 from specmoe.placement.report.headline import cautions, has_table
 from specmoe.placement.report.shown_metrics import ShownMetric
 from specmoe.placement.report.tables import (
     Table,
     capacity_table,
+    drift_layer_table,
+    drift_table,
     gain_table,
     layer_table,
     load_table,
@@ -55,6 +58,7 @@ def sections(findings: Findings, metrics: Sequence[ShownMetric]) -> list[Section
         _token_tables,
         _traffic,
         _capacity,
+        *([_drift] if findings.drifts else []),
         _sources,
     ]
     return [make(findings) for make in makers]
@@ -234,6 +238,35 @@ def _capacity_tokens(findings: Findings) -> str:
 def _lacks_gate_weights(findings: Findings) -> bool:
     sample = findings.profile.sample
     return sample is None or sample.gate_weights is None
+
+
+def _drift(findings: Findings) -> Section:
+    moved = findings.drifts[0]
+    assert findings.older_path is not None
+    chance = "" if moved.by_chance is None else f"; chance alone explains up to {100 * moved.by_chance:.1f} %"
+    text = [
+        f"Since {findings.older_path.name} {100 * moved.distance:.1f} % of the (token, expert) pairs went to other "
+        f"experts{chance}. A plan costs less on the profile that it was solved from than on any other text; what "
+        "solving anew would gain, specmoe drift tells.",
+        *(f"{plan.label}: {drift.verdict}. {_sentence(drift.reason)}" for plan, drift in _drifted(findings)),
+    ]
+    older = f"{findings.older_path.name}, {findings.older_tokens:,} tokens, against {trace_source(findings)}"
+    figure = Figure(
+        name="drift",
+        alternative="How far the routing moved in each layer.",
+        unit="% of the (token, expert) pairs that went to other experts",
+        source=older,
+    )
+    tables = [drift_table(findings), drift_layer_table(findings)]
+    return Section(name="drift", title="Drift", text=text, figures=[figure], tables=tables)
+
+
+def _drifted(findings: Findings) -> list[tuple[Placement, Drift]]:
+    return list(zip(findings.plans, findings.drifts, strict=True))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _sources(findings: Findings) -> Section:

@@ -149,6 +149,31 @@ def _share(pairs: float, gate: float) -> str:
     return f"{100 * pairs:.1f} % ({100 * gate:.1f} %)"
 
 
+def drift_table(findings: Findings) -> Table:
+    """What each plan costs on the older profile and on this trace."""
+    rows = []
+    for plan, moved in zip(findings.plans, findings.drifts, strict=True):
+        assert moved.plan is not None
+        both = (moved.plan.on_old, moved.plan.on_new)
+        cells = [metric.write(metrics) for metric in (REMOTE_COPIES, LOAD_IMBALANCE) for metrics in both]
+        rows.append(Row(heading=plan.label, cells=[Cell(text=text) for text in [*cells, moved.verdict]]))
+    columns = (
+        *("Plan", "Remote copies, older", "Remote copies, this trace"),
+        *("Load imbalance, older", "Load imbalance, this trace", "Verdict"),
+    )
+    return Table(caption="Means over layers on the older profile and on this trace", columns=columns, rows=rows)
+
+
+def drift_layer_table(findings: Findings) -> Table:
+    """How far the routing moved in each layer."""
+    moved = findings.drifts[0]
+    rows = [
+        Row(heading=str(layer_id), cells=[Cell(text=f"{100 * distance:.1f}")])
+        for layer_id, distance in zip(moved.layer_ids, moved.distance_of_layer, strict=True)
+    ]
+    return Table(caption="% of the pairs that went to other experts", columns=["Layer", "% moved"], rows=rows)
+
+
 def replica_table(plan: Placement) -> Table:
     """Which experts have several copies in each layer, and how many."""
     rows = []

@@ -5,6 +5,14 @@
 
 const MARGIN = { left: 58, top: 20 };
 
+// Marks in equal steps so large that they lie at least `room` cells apart.
+function everyFew(marks, room) {
+  if (marks.length < 2) return marks;
+  const gap = (marks.at(-1).at - marks[0].at) / (marks.length - 1);
+  const step = Math.max(1, Math.ceil(room / gap));
+  return marks.filter((_, i) => i % step === 0);
+}
+
 class HeatMap {
   constructor(host, { label, square = false }) {
     this.square = square;
@@ -104,8 +112,11 @@ class HeatMap {
     const { columns, rows, cuts = [], rowCuts = [] } = this.picture;
     const [cellWidth, cellHeight] = this.cell;
     context.fillStyle = themed("--cut");
+    // Many lines close together would hide the cells.
+    context.globalAlpha = clamp((columns * cellWidth) / (cuts.length + 1) / 50, 0.3, 1);
     for (const x of cuts) context.fillRect(MARGIN.left + x * cellWidth - 0.5, MARGIN.top, 1, rows * cellHeight);
     for (const y of rowCuts) context.fillRect(MARGIN.left, MARGIN.top + y * cellHeight - 0.5, columns * cellWidth, 1);
+    context.globalAlpha = 1;
   }
 
   paintMarks(context) {
@@ -113,24 +124,17 @@ class HeatMap {
     const [cellWidth, cellHeight] = this.cell;
     context.fillStyle = themed("--muted");
     context.font = `11px ${themed("--font")}`;
+    const widest = Math.max(0, ...marks.map(({ text }) => context.measureText(text).width));
     context.textAlign = "center";
     context.textBaseline = "alphabetic";
-    let free = -Infinity;
-    for (const { at, text } of marks) {
+    for (const { at, text } of everyFew(marks, (widest + 8) / cellWidth)) {
       const half = context.measureText(text).width / 2;
-      const x = clamp(MARGIN.left + at * cellWidth, half, this.size[0] - half);
-      if (x - half < free) continue;
-      context.fillText(text, x, MARGIN.top - 6);
-      free = x + half + 8;
+      context.fillText(text, clamp(MARGIN.left + at * cellWidth, half, this.size[0] - half), MARGIN.top - 6);
     }
     context.textAlign = "right";
     context.textBaseline = "middle";
-    free = -Infinity;
-    for (const { at, text } of rowMarks) {
-      const y = MARGIN.top + at * cellHeight;
-      if (y - 6 < free) continue;
-      context.fillText(text, MARGIN.left - 6, y);
-      free = y + 7;
+    for (const { at, text } of everyFew(rowMarks, 13 / cellHeight)) {
+      context.fillText(text, MARGIN.left - 6, MARGIN.top + at * cellHeight);
     }
   }
 

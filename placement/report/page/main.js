@@ -83,13 +83,12 @@ function drawReplicas() {
       copies[Math.floor(at / perLayer) * report.numExperts + expert] += 1;
     });
     const most = copies.reduce((left, right) => Math.max(left, right), 2);
-    const every = Math.max(1, 2 ** Math.ceil(Math.log2(report.numExperts / 16)));
     new HeatMap(host, { label: host.dataset.label }).show({
       columns: report.numExperts,
       rows: report.layerIds.length,
       shade: (x, y) => (copies[y * report.numExperts + x] - 1) / (most - 1),
       ramp: "sequential",
-      marks: Array.from({ length: Math.ceil(report.numExperts / every) }, (_, i) => ({ at: i * every + 0.5, text: `${i * every}` })),
+      marks: Array.from({ length: report.numExperts }, (_, expert) => ({ at: expert + 0.5, text: String(expert) })),
       rowMarks: layerMarks(),
       legend: ["1 copy", `${most} copies`],
       describe: (x, y) => {
@@ -146,9 +145,21 @@ function drawCapacity() {
   });
 }
 
+function drawDrift() {
+  const host = hostOf("drift");
+  new LineChart(host, host.dataset.label).show({
+    xs: report.layerIds,
+    names: report.layerIds.map(String),
+    xTitle: "decoder layer",
+    digits: 1,
+    series: [{ label: "moved", kind: "s0", values: report.drift }],
+  });
+}
+
 drawLayers();
 drawLoads();
 new LayerView(report, document.getElementById("one-layer"));
 drawReplicas();
 drawTraffic();
 if (hostOf("capacity")) drawCapacity();
+if (hostOf("drift")) drawDrift();
