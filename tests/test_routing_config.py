@@ -23,6 +23,13 @@ def test_numbers_are_found_at_any_depth(wrapped) -> None:
     assert language_config(config)["n_group"] == 4
 
 
+def test_a_configuration_nested_without_end_is_read() -> None:
+    config: dict[str, object] = {"num_experts": 4}
+    for _ in range(5000):
+        config = {"text_config": config}
+    assert num_experts(config) == 4
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [({"num_experts": 4}, 4), ({"moe_num_experts": [64, 64]}, 64), ({"num_experts": "8"}, None), ({}, None)],

@@ -113,7 +113,13 @@ class BlockReader:
             shape=entry.shape[1:],
             ranges=tuple(ByteRange(self.prefix + name, e * step, (e + 1) * step) for e in range(self.num_experts)),
             is_fused=True,
+            is_transposed=self._is_transposed(label, entry.shape[1:]),
         )
+
+    def _is_transposed(self, label: str, shape: Sequence[int]) -> bool:
+        """Whether an expert's matrix lies transposed on disk: transformers decides by the same shapes."""
+        axis = self.family.hidden_axes.get(label)
+        return axis is not None and len(shape) == 2 and shape[axis] != self._entry(self.family.router_weight).shape[1]
 
     def _stacked_piece(self, label: str, members: Mapping[int, str]) -> ExpertPiece:
         missing = sorted(set(range(self.num_experts)) - set(members))

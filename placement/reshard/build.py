@@ -12,7 +12,7 @@ from specmoe.checkpoint import INDEX_FILE, Checkpoint
 from specmoe.errors import OutputError
 from specmoe.hashing import hash_file
 from specmoe.placement.reshard.compilation import Compilation
-from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Span, write_file
+from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Part, Span, TransposedMatrix, write_file
 from specmoe.placement.reshard.hf_layout import weight_index
 from specmoe.placement.reshard.layout import OutputFile
 from specmoe.placement.reshard.manifest import PLAN_FILE, CompiledManifest, FileRecord
@@ -38,7 +38,7 @@ class _Task:
             return self.planned.num_bytes
         return len(self.text) + (self.copied.stat().st_size if self.copied else 0)
 
-    def sources(self, checkpoint: Checkpoint) -> Iterator[Span | bytes]:
+    def sources(self, checkpoint: Checkpoint) -> Iterator[Part]:
         if self.copied is not None:
             yield Span(self.copied, 0, self.copied.stat().st_size)
         for tensor in self.planned.tensors if self.planned else ():
@@ -47,7 +47,8 @@ class _Task:
                 continue
             for name, begin, end in tensor.ranges:
                 entry = checkpoint.tensors[name]
-                yield Span(entry.file, entry.begin + begin, entry.begin + end)
+                span = Span(entry.file, entry.begin + begin, entry.begin + end)
+                yield span if tensor.transposed is None else TransposedMatrix(span, *tensor.transposed)
 
 
 def write_compilation(compilation: Compilation, staging: Staging, jobs: int, report: Report) -> CompiledManifest:

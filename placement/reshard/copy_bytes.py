@@ -1,4 +1,7 @@
-"""Copy ranges of source files, and computed bytes, into one new file, hashing on the way, in bounded memory."""
+"""Copy ranges of source files, and what was computed from them, into one new file, hashing on the way.
+
+Memory is bounded by a buffer, or by one matrix that is written transposed.
+"""
 
 import hashlib
 import os
@@ -8,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from specmoe.atomic import sync
 from specmoe.errors import CheckpointError
@@ -25,6 +30,22 @@ class Span(NamedTuple):
     path: Path
     begin: int
     end: int
+
+
+class TransposedMatrix(NamedTuple):
+    """A matrix of `rows` x `columns` in a file, to be written transposed; it is held whole."""
+
+    span: Span
+    rows: int
+    columns: int
+
+    def read(self, sources: "SourceFiles") -> bytes:
+        content = sources.read(self.span.path, self.span.begin, self.span.end - self.span.begin)
+        size = len(content) // (self.rows * self.columns)
+        return np.frombuffer(content, dtype=f"u{size}").reshape(self.rows, self.columns).T.tobytes()
+
+
+Part = Span | TransposedMatrix | bytes
 
 
 class CopyStoppedError(Exception):
@@ -74,7 +95,7 @@ class SourceFiles:
 
 
 def write_file(
-    path: Path, header: bytes, parts: Iterable[Span | bytes], *, report: Report, stop: threading.Event
+    path: Path, header: bytes, parts: Iterable[Part], *, report: Report, stop: threading.Event
 ) -> FileRecord:
     """Write `header` and then `parts`, each of a file or as it is, to `path` and sync it; returns its size and hash.
 
@@ -95,11 +116,12 @@ def write_file(
     return FileRecord(num_bytes=size, sha256=state.hexdigest())
 
 
-def _blocks(sources: SourceFiles, parts: Iterable[Span | bytes]) -> Iterator[memoryview]:
+def _blocks(sources: SourceFiles, parts: Iterable[Part]) -> Iterator[memoryview]:
     """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
     buffer = memoryview(bytearray(BUFFER_BYTES))
     filled = 0
-    for part in _merged(parts):
+    for piece in _merged(parts):
+        part = piece.read(sources) if isinstance(piece, TransposedMatrix) else piece
         position, end = (0, len(part)) if isinstance(part, bytes) else (part.begin, part.end)
         while position < end:
             count = min(end - position, BUFFER_BYTES - filled)
@@ -117,11 +139,11 @@ def _blocks(sources: SourceFiles, parts: Iterable[Span | bytes]) -> Iterator[mem
         yield buffer[:filled]
 
 
-def _merged(parts: Iterable[Span | bytes]) -> Iterator[Span | bytes]:
+def _merged(parts: Iterable[Part]) -> Iterator[Part]:
     """`parts` with neighbours of one file joined, so that each is one read."""
     current: Span | None = None
     for part in parts:
-        if isinstance(part, bytes):
+        if not isinstance(part, Span):
             if current:
                 yield current
             current = None

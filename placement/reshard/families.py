@@ -65,12 +65,22 @@ FAMILIES = (
     ),
     Family(
         name="qwen-fused",
-        model_types=("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_vl_moe", "mistral4", "hy_v4"),
+        model_types=("qwen3_5_moe", "qwen3_5_moe_text", "mistral4", "hy_v4"),
         block="mlp",
         memory_block="mlp",
         routers=_GATE,
         parameters=_GATED,
         fused=_FUSED,
+    ),
+    Family(
+        name="qwen-vl",
+        model_types=("qwen3_vl_moe",),
+        block="mlp",
+        memory_block="mlp",
+        routers={"gate.weight": 0},
+        parameters=_GATED,
+        fused=_FUSED,
+        hidden_axes={"gate_up_proj": 1, "down_proj": 0},
     ),
     Family(
         name="muse-spark",

@@ -13,13 +13,14 @@ class Family:
 
     block: empty where experts and router lie in the decoder layer itself. routers: tensors with one entry per expert
     along the given axis; the first is the router weight [E, H], whose presence makes a layer a MoE layer.
-    expert_numbers: integer tensors whose values are experts. scores_more_than_experts: router tensors go on after the
-    E experts, for what computes nothing; those entries stay where they are.
-    parameters: each parameter of transformers' experts module and the per-expert projections
-    `{experts}.{e}.{projection}.weight` whose rows it concatenates. fused: source tensors [E, …] that already hold all
-    experts, and the parameter, or the `{projection}.weight`, that each is; suffixes such as "_bias" or "_scales"
-    follow both names. unrouted: prefixes of what every token uses. memory_block: the block's name in transformers'
-    module tree; memory_prefixes: decoder prefixes that are others there.
+    expert_numbers: integer tensors whose values are experts. scores_more_than_experts: router tensors go on after the E
+    experts, for what computes nothing; those entries stay where they are. parameters: each parameter of transformers'
+    experts module and the per-expert projections `{experts}.{e}.{projection}.weight` whose rows it concatenates. fused:
+    source tensors [E, …] that already hold all experts, and the parameter, or the `{projection}.weight`, that each is;
+    suffixes such as "_bias" or "_scales" follow both names. hidden_axes: where fused weights may lie transposed on
+    disk, which axis of an expert's matrix has the hidden size in transformers. unrouted: prefixes of what every token
+    uses. memory_block: the block's name in transformers' module tree; memory_prefixes: decoder prefixes that are others
+    there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Family:
     experts: str = "experts"
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
+    hidden_axes: Mapping[str, int] = field(default_factory=dict)
     unrouted: tuple[str, ...] = SHARED
     memory_prefixes: Mapping[str, str] = field(
         default_factory=lambda: {"language_model.model.": "model.language_model."}

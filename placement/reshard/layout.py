@@ -21,7 +21,8 @@ from specmoe.safetensors_header import DTYPE_BITS
 class OutputTensor:
     """One tensor to write: its bytes are those of `ranges`, one after the other.
 
-    `content` has as many bytes, and takes their place, where values had to be computed from those of `ranges`.
+    `content` has as many bytes, and takes their place, where values had to be computed from those of `ranges`. With
+    `transposed`, its rows and columns, each range is a matrix to write transposed.
     """
 
     name: str
@@ -29,6 +30,7 @@ class OutputTensor:
     shape: tuple[int, ...]
     ranges: tuple[ByteRange, ...]
     content: bytes | None = None
+    transposed: tuple[int, int] | None = None
 
     @cached_property
     def num_bytes(self) -> int:

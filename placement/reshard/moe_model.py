@@ -23,7 +23,8 @@ class ByteRange(NamedTuple):
 class ExpertPiece:
     """One kind of expert tensor of a layer, as `gate_proj.weight`: `ranges[e]` is expert e's, of `shape` and `dtype`.
 
-    A fused source has all experts in one tensor, cut along its first dimension.
+    A fused source has all experts in one tensor, cut along its first dimension. is_transposed: `shape` is the other way
+    round than in transformers.
     """
 
     label: str
@@ -31,6 +32,7 @@ class ExpertPiece:
     shape: tuple[int, ...]
     ranges: tuple[ByteRange, ...]
     is_fused: bool
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ transformers' in-memory layout, so that a loader maps the file and uses the byte
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from specmoe.artifact import METADATA_KEY, canonical_json
 from specmoe.placement.plan import PlacementPlan
@@ -73,7 +74,14 @@ def _parameters(model: MoeModel, layer: MoeLayer, module: str, experts: Sequence
 def _pieces(model: MoeModel, layer: MoeLayer, module: str, experts: Sequence[int]) -> Iterator[OutputTensor]:
     """Every piece for itself under its own label, stacked by slot."""
     for label, piece in layer.pieces.items():
-        yield _stack(f"{module}.{label}", [piece], piece.shape, experts)
+        tensor = _stack(f"{module}.{label}", [piece], piece.shape, experts)
+        yield _turned(tensor, piece) if piece.is_transposed and model.has_plain_experts else tensor
+
+
+def _turned(tensor: OutputTensor, piece: ExpertPiece) -> OutputTensor:
+    """`tensor`, stacked from `piece`, in transformers' orientation."""
+    rows, columns = piece.shape
+    return replace(tensor, shape=(tensor.shape[0], columns, rows), transposed=(rows, columns))
 
 
 def _stack(name: str, pieces: Sequence[ExpertPiece], shape: tuple[int, ...], experts: Sequence[int]) -> OutputTensor:

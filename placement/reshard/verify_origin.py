@@ -27,7 +27,8 @@ _MAX_PROBLEMS = 20
 class Place(NamedTuple):
     """Where some source bytes must be: at `offset` of tensor `name` in `file` (the shared files, or a rank's).
 
-    With `old_of_new` they are expert numbers, which must be there under the plan's new numbers.
+    With `old_of_new` they are expert numbers, which must be there under the plan's new numbers; with `transposed` they
+    are a matrix of these rows and columns, which must be there transposed.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Place(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     old_of_new: tuple[int, ...] = ()
+    transposed: tuple[int, int] | None = None
 
 
 SHARED = -1  # `Place.file` of the shared files, and of all files in layout hf
@@ -121,7 +123,10 @@ def _places_in_ranks(model: MoeModel, plan: PlacementPlan, manifest: CompiledMan
             first, last = plan.slot_offsets[rank : rank + 2]
             experts = plan.physical_to_logical[row, first:last].tolist()
             for name, pieces in _parameters(model, layer).items():
-                yield from _slots(rank, f"{module}.{name}", pieces, experts)
+                places = _slots(rank, f"{module}.{name}", pieces, experts)
+                if model.has_plain_experts and pieces[0].is_transposed:
+                    places = (_turned(place) for place in places)
+                yield from places
         yield from _unchanged(model, "routers", sorted((*layer.routers, *layer.expert_numbers)))
     yield from _unchanged(model, "other tensors", sorted(model.rest))
 
@@ -148,6 +153,11 @@ def _slots(rank: int, name: str, pieces: Sequence[ExpertPiece], experts: Sequenc
             offset += source.end - source.begin
 
 
+def _turned(place: Place) -> Place:
+    slots, rows, columns = place.shape
+    return place._replace(shape=(slots, columns, rows), transposed=(rows, columns))
+
+
 def _unchanged(model: MoeModel, kind: str, names: Sequence[str]) -> Iterator[Place]:
     for name in names:
         entry = model.checkpoint.tensors[name]
@@ -163,17 +173,26 @@ def _compare(files: SourceFiles, model: MoeModel, place: Place, output: TensorEn
             f"{place.name} in {output.file.name} is {output.dtype} {list(output.shape)}, "
             f"{place.dtype} {list(place.shape)} was expected"
         )
-    source = model.checkpoint.tensors[place.source.tensor]
     if place.old_of_new:
         return _compare_numbers(model, place, output)
-    theirs, ours = source.begin + place.source.begin, output.begin + place.offset
-    for start in range(0, place.source.end - place.source.begin, BUFFER_BYTES):
-        count = min(BUFFER_BYTES, place.source.end - place.source.begin - start)
-        if files.read(source.file, theirs + start, count) != files.read(output.file, ours + start, count):
-            return (
-                f"{place.name} in {output.file.name} at byte {place.offset} is not {place.source.tensor} of the source"
-            )
+    if not _holds_source(files, model.checkpoint.tensors[place.source.tensor], place, output):
+        return f"{place.name} in {output.file.name} at byte {place.offset} is not {place.source.tensor} of the source"
     return None
+
+
+def _holds_source(files: SourceFiles, source: TensorEntry, place: Place, output: TensorEntry) -> bool:
+    theirs, ours = source.begin + place.source.begin, output.begin + place.offset
+    size = place.source.end - place.source.begin
+    if place.transposed is not None:
+        rows, columns = place.transposed
+        matrix = np.frombuffer(files.read(output.file, ours, size), dtype=f"u{size // (rows * columns)}")
+        turned_back: bytes = matrix.reshape(columns, rows).T.tobytes()
+        return turned_back == files.read(source.file, theirs, size)
+    return all(
+        files.read(source.file, theirs + start, min(BUFFER_BYTES, size - start))
+        == files.read(output.file, ours + start, min(BUFFER_BYTES, size - start))
+        for start in range(0, size, BUFFER_BYTES)
+    )
 
 
 def _compare_numbers(model: MoeModel, place: Place, output: TensorEntry) -> str | None:

@@ -18,10 +18,8 @@ _NESTED_KEYS = ("thinker_config", "llm_config", "text_config")
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of `config` that describes the language model: `text_config` in a multimodal one, else all of it."""
-    for key in _NESTED_KEYS:
-        nested = config.get(key)
-        if isinstance(nested, dict):
-            return language_config(nested)
+    while nested := [config[key] for key in _NESTED_KEYS if isinstance(config.get(key), dict)]:
+        config = nested[0]
     return config
 
 

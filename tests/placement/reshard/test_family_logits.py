@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import CheckpointError
@@ -38,6 +38,7 @@ class Case:
     """A model type, what its tiny configuration needs beyond the rest's, and its group-limited routing.
 
     published: beginnings of names as transformers saves them, and as they are published, where the two differ.
+    transposed: fused experts are published the other way round than transformers holds and saves them.
     unloaded: router tensors that transformers saves and then does not load. spread: of the random parameters.
     """
 
@@ -46,6 +47,7 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     num_groups: int = 1
     published: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
     unloaded: tuple[str, ...] = ()
     spread: float = 0.2
 
@@ -80,17 +82,13 @@ def tiny(config_class: Any, values: Mapping[str, Any]) -> Any:
     """A configuration with those of `values` that it knows; its language model has them too, other towers are tiny."""
     default = config_class()
     towers = {key: type(getattr(default, key)) for key in config_class.sub_configs}
-    chosen = known(config_class, values)
+    known = default.to_dict().keys() | config_class.attribute_map.keys()
+    chosen = {name: value for name, value in values.items() if name in known}
     for key, tower in towers.items():
         if tower is not type(None) and key not in chosen:
             inner = values if key in ("text_config", "thinker_config") else TINY["parts"]["vision"]
             chosen[key] = tiny(tower, inner).to_dict()
     return config_class(**chosen)
-
-
-def known(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = config_class().to_dict().keys() | config_class.attribute_map.keys()
-    return {name: value for name, value in values.items() if name in names}
 
 
 def auto_class(config: Any) -> Any:
@@ -133,6 +131,8 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model.save_pretrained(folder, max_shard_size="60KB")
     for before, after in case.published.items():
         publish(folder, before, after)
+    if case.transposed:
+        transpose_experts(folder)
     return Saved(case=case, folder=folder, state=state, logits=loaded_logits(folder) if case.unloaded else logits)
 
 
@@ -145,6 +145,13 @@ def publish(folder: Path, before: str, after: str) -> None:
         start = 0 if path == index else 8
         text = content[start:size].replace(f'"{before}'.encode(), f'"{after}'.encode())
         path.write_bytes((b"" if path == index else len(text).to_bytes(8, "little")) + text + content[size:])
+
+
+def transpose_experts(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        turned = {n: t.transpose(1, 2).contiguous() if ".experts." in n else t for n, t in tensors.items()}
+        save_file(turned, path, metadata={"format": "pt"})
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
