@@ -9,6 +9,9 @@ from typing import get_args
 from specmoe.errors import UsageError
 from specmoe.placement.plan import Attention, ReplicaChoice
 
+# Random generators take 32 bits, and the searches count up from the seed.
+_SEEDS = 1 << 31
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolveProgress:
@@ -65,8 +68,8 @@ class SolveOptions:
             raise UsageError(f"time_limit is {self.time_limit}, a positive number of seconds was expected")
         if not 0 <= self.bound_seconds < math.inf:
             raise UsageError(f"bound_seconds is {self.bound_seconds}, a number of seconds, or 0, was expected")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}, at least 0 was expected")
+        if not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"seed is {self.seed}, 0 to {_SEEDS - 1} was expected")
         if self.expert_groups is not None and self.expert_groups < 1:
             raise UsageError(f"expert_groups is {self.expert_groups}, at least 1 was expected")
         if self.workers < 1:

@@ -43,6 +43,7 @@ def solved(
         problem.machine,
         method=method,
         max_imbalance=max_imbalance or problem.max_imbalance,
+        bound_seconds=0.1,
         attention=attention,
         replica_choice=replica_choice,
         **problem.options,
