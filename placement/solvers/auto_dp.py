@@ -20,11 +20,12 @@ from specmoe.placement.solvers.assemble import assemble
 from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.solvers.auto_tp import vocabulary_size
 from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.replicated_layer import (
     ANNEALING_ROUNDS,
-    anneal_round,
+    anneal_rounds,
     copies_by_home,
     fill_slots,
     holds_of,
@@ -59,6 +60,11 @@ class DpSearch:
         self.requests = Requests.of(sample)
         self.model = None if self.requests.known_tokens is None else AffinityModel.of(self.requests)
         self.problems = self.each_layer(lambda layer: LayerProblem.of(profile, layer, machine))
+        # What searches weigh: the same, or a draw of the tokens where there are very many.
+        self.tokens = searched_tokens(sample.num_tokens, profile.top_k, options.seed)
+        self.searched = self.problems
+        if len(self.tokens) < sample.num_tokens:
+            self.searched = self.each_layer(lambda layer: LayerProblem.of(profile, layer, machine, self.tokens))
 
     def each_layer(self, work: Callable[[int], Result]) -> list[Result]:
         """`work(layer)` for every layer, in order."""
@@ -66,17 +72,20 @@ class DpSearch:
             return list(pool.map(work, range(self.profile.num_layers)))
 
     def homes_of_set(self, layer: int, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64 [S, R]: how many tokens of each of the layer's sets start on each rank; share: float64 [Q, R]."""
-        sets = self.problems[layer].sets
-        return sum_over_tokens(self.requests.request_of_token, sets.set_of_token, share, len(sets.sets))
+        """float64 [S, R]: how many tokens of each set that is searched start on each rank; share: float64 [Q, R]."""
+        sets = self.searched[layer].sets
+        return sum_over_tokens(self.requests.request_of_token[self.tokens], sets.set_of_token, share, len(sets.sets))
 
-    def cost_per_token(self, cost_of_set: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """float64 [Q, R]: mean copies per token and layer of each request by home; cost_of_set: [S, R] per layer."""
+    def cost_per_token(self, cost_of_set: Callable[[int], NDArray[np.float32]]) -> NDArray[np.float64]:
+        """float64 [Q, R]: mean copies per token and layer of each request by home.
+
+        cost_of_set: gives [S, R] of a layer; asked for one after the other, for all layers' are too large.
+        """
         total = self.each_layer(
             lambda layer: sum_over_tokens(
                 self.problems[layer].sets.set_of_token,
                 self.requests.request_of_token,
-                cost_of_set[layer],
+                cost_of_set(layer),
                 self.requests.num_requests,
             )
         )
@@ -87,11 +96,16 @@ class DpSearch:
         """Every layer's best placement for homes `share`, from `places` on and from `restarts` random ones."""
 
         def work(layer: int) -> NDArray[np.int32]:
-            problem, homes = self.problems[layer], self.homes_of_set(layer, share)
+            problem, homes = self.searched[layer], self.homes_of_set(layer, share)
             rng = np.random.default_rng((self.options.seed, seed, layer))
             starts = [] if places is None else [places[layer]]
             starts += [problem.random_placement(rng) for _ in range(restarts)]
-            found = [problem.search(homes, start, patience=_PATIENCE, seed=seed) for start in starts]
+            found: list[NDArray[np.int32]] = []
+            for start in starts:
+                if self.options.is_over and (found or places is not None):
+                    found.append(start)
+                    break
+                found.append(problem.search(homes, start, patience=_PATIENCE, seed=seed))
             return min(found, key=lambda place: problem.priced_cost(place, homes))
 
         return self.each_layer(work)
@@ -111,7 +125,7 @@ class DpSearch:
 
     def plain_costs(self, places: list[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `cost_per_token`, one copy of each expert."""
-        return self.cost_per_token(self.each_layer(lambda layer: self.problems[layer].copies_by_home(places[layer])))
+        return self.cost_per_token(lambda layer: self.problems[layer].copies_by_home(places[layer]))
 
 
 def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
@@ -128,13 +142,14 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
         places = search.place(0.5 * share + 0.5 * wanted, places, 0, turn)
         cost = search.plain_costs(places)
         share, affinity = search.served_homes(cost)
-    copies = [
-        fill_slots(problem, holds_of(problem, place), search.homes_of_set(layer, share))
-        for layer, (problem, place) in enumerate(zip(search.problems, places, strict=True))
-    ]
+    copies = search.each_layer(
+        lambda layer: fill_slots(
+            search.searched[layer], holds_of(search.searched[layer], places[layer]), search.homes_of_set(layer, share)
+        )
+    )
     if int(machine.slots.sum()) > profile.num_logical_experts:
         _anneal(search, copies, share)
-    cost = search.cost_per_token(search.each_layer(lambda layer: copies_by_home(search.problems[layer], copies[layer])))
+    cost = search.cost_per_token(lambda layer: copies_by_home(search.problems[layer], copies[layer]))
     share, affinity = search.served_homes(cost)
     expected = search.expected(share, cost)
     sample, choice = profile.require_sample("solving for request homes"), options.replica_choice or "cover"
@@ -152,7 +167,9 @@ def _best_start(search: DpSearch) -> Places:
     sample = search.profile.require_sample("clustering requests")
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
     found: list[tuple[float, Places]] = []
-    for start in range(_STARTS):
+    slots = int(search.machine.slots.sum())
+    starts = max(1, affordable_starts(_STARTS, slots))
+    for start in range(starts):
         if found and search.options.is_over:
             break
         seed = search.options.seed + start
@@ -161,31 +178,32 @@ def _best_start(search: DpSearch) -> Places:
         for turn, restarts in enumerate(_RESTARTS):
             if placed is not None and search.options.is_over:
                 break
-            placed = search.place(share, placed, restarts, seed + turn)
+            afresh = affordable_starts(restarts, slots)
+            placed = search.place(share, placed, afresh if placed else max(1, afresh), seed + turn)
             cost = search.plain_costs(placed)
             share = even_homes(cost, search.requests.lengths)
         assert placed is not None
         found.append((search.expected(search.served_homes(cost)[0], cost), placed))
-        search.options.report("starts", start + 1, _STARTS, min(value for value, _ in found))
+        search.options.report("starts", start + 1, starts, min(value for value, _ in found))
     return min(found, key=lambda pair: pair[0])[1]
 
 
 def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) -> NDArray[np.float64]:
     """Better all layers' copies in place, from homes `share` on; the homes of new requests afterwards."""
 
-    def work(layer: int) -> NDArray[np.float64]:
-        problem, homes, seed = search.problems[layer], search.homes_of_set(layer, share), search.options.seed + layer
-        for turn in turns:
-            anneal_round(problem, copies[layer], homes, turn, seed)
+    def work(layer: int) -> NDArray[np.float32]:
+        problem, homes, seed = search.searched[layer], search.homes_of_set(layer, share), search.options.seed + layer
+        if not search.options.is_over:
+            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed)
         if turns[-1] == ANNEALING_ROUNDS - 1:
             ceiling = problem.cap.ceiling
             settle(problem, copies[layer], homes, seed, ceiling=ceiling, overload_price=OVERLOAD_PRICES[0])
-        return copies_by_home(problem, copies[layer])
+        return copies_by_home(search.problems[layer], copies[layer])
 
     for turns in np.array_split(np.arange(ANNEALING_ROUNDS), _HOME_ROUNDS):
         if search.options.is_over:
             break
-        cost = search.cost_per_token(search.each_layer(work))
+        cost = search.cost_per_token(work)
         share = search.served_homes(cost)[0]
         search.options.report("replicas", int(turns[-1]) + 1, ANNEALING_ROUNDS, search.expected(share, cost))
     return share

@@ -1,6 +1,8 @@
 """`auto` under `tp`: every layer for itself, side by side in threads."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from specmoe.placement.homes import tp_homes
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import assemble
+from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import LayerChoice, finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.token_rows import TokenRows
@@ -20,6 +23,8 @@ from specmoe.profiler.routing_profile import RoutingProfile
 _STARTS = 6
 # Annealing begins hot, so it needs no more than a fair start.
 _STARTS_WITH_REPLICAS = 3
+# The part of a time limit for the layers' search; the rest is for seating tokens and for dispatch.
+_SEARCH_TIME = 0.7
 
 
 def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
@@ -28,12 +33,16 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed)
     machine = Machine.of(topology, options, profile.num_logical_experts, cap)
     vocab_size = vocabulary_size(profile)
-    has_replicas = int(machine.slots.sum()) > profile.num_logical_experts
-    starts = _STARTS_WITH_REPLICAS if has_replicas else _STARTS
-    problems = [LayerProblem.of(profile, layer, machine) for layer in range(profile.num_layers)]
+    slots = int(machine.slots.sum())
+    starts = _STARTS_WITH_REPLICAS if slots > profile.num_logical_experts else _STARTS
+    starts = max(1, affordable_starts(starts, slots))
+    tokens = searched_tokens(sample.num_tokens, profile.top_k, options.seed)
 
     def solve_layer(layer: int) -> TpLayer:
-        return solve_tp_layer(problems[layer], rows, vocab_size, options, starts=starts, seed=options.seed + layer)
+        problem = LayerProblem.of(profile, layer, machine)
+        searched = LayerProblem.of(profile, layer, machine, tokens) if len(tokens) < sample.num_tokens else problem
+        timed, seed = _with_share_of_time(options, profile.num_layers - layer), options.seed + layer
+        return solve_tp_layer(problem, searched, tokens, rows, vocab_size, timed, starts=starts, seed=seed)
 
     solved: list[TpLayer] = []
     expected = 0.0
@@ -47,12 +56,24 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     choice = options.replica_choice or "cover"
 
     def finish(layer: int) -> LayerChoice:
-        return finish_layer(problems[layer], solved[layer].copies, homes[layer], choice, options.seed + layer)
+        problem = LayerProblem.of(profile, layer, machine)
+        return finish_layer(problem, solved[layer].copies, homes[layer], choice, options.seed + layer)
 
     with ThreadPoolExecutor(options.workers) as pool:
-        choices = list(pool.map(finish, range(profile.num_layers)))
+        choices: list[LayerChoice] = []
+        for choice_of_layer in pool.map(finish, range(profile.num_layers)):
+            choices.append(choice_of_layer)
+            options.report("dispatch", len(choices), profile.num_layers, expected)
     tables = {} if table[0] is None else {"token_to_rank": table[0], "token_confidence": table[1]}
     return assemble(profile, topology, options, choices, method="auto", expected=expected, **tables)
+
+
+def _with_share_of_time(options: SolveOptions, layers_left: int) -> SolveOptions:
+    """The options for the next of `layers_left` layers, whose search ends with its even share of the time left."""
+    if options.seconds_left is None:
+        return options
+    end = time.monotonic() + _SEARCH_TIME * options.seconds_left * options.workers / layers_left
+    return replace(options, should_stop=lambda: time.monotonic() >= end or options.is_over)
 
 
 def _stacked(tables: list[TokenTable]) -> tuple[NDArray[np.int16] | None, NDArray[np.float16] | None]:

@@ -80,8 +80,9 @@ def anneal_copies(
             continue
         allowed = -temperature * math.log(np.random.random() + 1e-300)
         count, change = _price(items, network, state, move, scratch)
-        # No shift of loads can save more than all of the overload, so most moves are refused here.
-        if change - overload_price * over > allowed:
+        # A shift of loads saves no more than the overload of the ranks concerned, so most moves are refused here.
+        relief = overload_price * _overload_of(copies, network, state.load, move, ceiling) if over > 0.0 else 0.0
+        if change - relief > allowed:
             continue
         _find_shift(items, network, state, move, count, scratch)
         new_over = overload(state.load, scratch.shift, network, ceiling)
@@ -150,6 +151,16 @@ def _may_move(copies: Copies, move: _Move) -> bool:
     if copies.holds[move.i, move.b]:
         return False
     return bool(copies.num_holders[move.a] > 1 if move.i == move.j else copies.holds[move.j, move.a] == 0)
+
+
+@compiled
+def _overload_of(copies: Copies, network: Network, load: NDArray[np.float64], move: _Move, ceiling: float) -> float:
+    """Pairs per unit of speed above `ceiling` on the ranks that hold a or b, the two that move them among these."""
+    over = 0.0
+    for rank in range(len(load)):
+        if copies.holds[rank, move.a] or copies.holds[rank, move.b]:
+            over += max(0.0, load[rank] / network.speed[rank] - ceiling)
+    return over
 
 
 @compiled

@@ -41,6 +41,8 @@ def improve_dispatch(
                 kept = copies.dispatch[home, expert]
                 best, best_change = kept, -1e-7
                 for position in range(copies.num_holders[expert]):
+                    if copies.holders[expert, position] == kept:
+                        continue
                     copies.dispatch[home, expert] = copies.holders[expert, position]
                     shift[:] = 0.0
                     change = _change(items, begin, end, home, cover, copies, network, served, cost, shift, False)

@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.artifact import Array
+from specmoe.compiled import compiled
+
+_LOAD_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +45,22 @@ def rows_by_expert(sets: NDArray[np.int32], num_experts: int) -> tuple[NDArray[n
     offsets = np.zeros(num_experts + 1, dtype=np.int64)
     np.cumsum(np.bincount(flat, minlength=num_experts), out=offsets[1:])
     return offsets, rows
+
+
+@compiled
+def keep_loads(
+    weight: NDArray[np.float64], offsets: NDArray[np.int64], rows: NDArray[np.int32], load: NDArray[np.float64]
+) -> None:
+    """Scale the weights, float64 [N], in place so that the sets that hold an expert weigh about its load, float64 [E].
+
+    A draw of sets has the right loads but for chance, which a load cap would take for truth. offsets, rows: as of
+    `rows_by_expert`. One expert after the other, a few times over, as in iterative proportional fitting.
+    """
+    for _ in range(_LOAD_ROUNDS):
+        for expert in range(len(load)):
+            total = 0.0
+            for position in range(offsets[expert], offsets[expert + 1]):
+                total += weight[rows[position]]
+            if total > 0.0:
+                for position in range(offsets[expert], offsets[expert + 1]):
+                    weight[rows[position]] *= load[expert] / total

@@ -9,7 +9,7 @@ from specmoe.placement.plan import ReplicaChoice
 from specmoe.placement.solvers.copies import Copies, Items, Network, copies_from, serve_items
 from specmoe.placement.solvers.dispatch_search import improve_dispatch
 from specmoe.placement.solvers.layer_problem import LayerProblem
-from specmoe.placement.solvers.replicated_layer import items_of, network_of, settle
+from specmoe.placement.solvers.replicated_layer import heaviest_items, items_of, network_of, settle
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 # Loads this close above the ceiling are rounding.
@@ -17,6 +17,8 @@ _TOLERANCE = 1e-9
 _SPREAD_PRICE = 0.02
 _DISPATCH_PASSES = 6
 _REPAIRS = 4
+# Items that stand for all when the dispatch is chosen.
+_DISPATCHED_ITEMS = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +38,25 @@ def finish_layer(
     Where `choice` puts a rank above the cap that the plan must keep, copies move until it does not, if they can.
     """
     sets = problem.sets
-    homes_of_set = np.zeros((len(sets.sets), problem.machine.ep_size))
-    np.add.at(homes_of_set, (sets.set_of_token, homes), 1.0)
+    cells = sets.set_of_token.astype(np.int64) * problem.machine.ep_size + homes
+    homes_of_set = np.bincount(cells, minlength=len(sets.sets) * problem.machine.ep_size).astype(np.float64)
+    homes_of_set = homes_of_set.reshape(-1, problem.machine.ep_size)
     items, network = items_of(problem, homes_of_set), network_of(problem)
+    weighed = heaviest_items(problem, homes_of_set, _DISPATCHED_ITEMS)
     has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
+    dispatched = _dispatched(problem, copies, weighed, choice)
     for repair in range(_REPAIRS if has_replicas else 0):
-        dispatched = _dispatched(problem, copies, items, choice)
         load = _rank_loads(items, dispatched, network, cover=choice == "cover")
         if load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
             break
         ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
         settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=OVERLOAD_PRICES[1])
+        dispatched = _dispatched(problem, copies, weighed, choice)
+    other = _dispatched(problem, copies, weighed, "static" if choice == "cover" else "cover")
     return LayerChoice(
         holds=copies.holds.astype(np.bool_),
-        static_dispatch=_dispatched(problem, copies, items, "static").dispatch,
-        cover_dispatch=_dispatched(problem, copies, items, "cover").dispatch,
+        static_dispatch=(dispatched if choice == "static" else other).dispatch,
+        cover_dispatch=(dispatched if choice == "cover" else other).dispatch,
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from specmoe.compiled import compiled
 
 _DAMPING = 0.7
+_NO_SHARE = 30.0
 _TOLERANCE = 0.01
 
 
@@ -45,7 +46,9 @@ def priced_shares(
                 best = min(best, cost[n, r] + price[r])
             norm = 0.0
             for r in range(ep_size):
-                share[n, r] = math.exp((best - cost[n, r] - price[r]) / temperature)
+                gap = (cost[n, r] + price[r] - best) / temperature
+                # Most ranks are too dear to get a share that counts.
+                share[n, r] = math.exp(-gap) if gap < _NO_SHARE else 0.0
                 norm += share[n, r]
             for r in range(ep_size):
                 share[n, r] /= norm

@@ -9,6 +9,7 @@ from specmoe.placement.objective import internode_surcharge
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.expert_groups import random_by_groups, swap_groups
 from specmoe.placement.solvers.expert_sets import ExpertSets, expert_sets
+from specmoe.placement.solvers.plain_costs import plain_costs
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap, swap_search
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -61,7 +62,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerProblem:
-    """One layer. load: float64 [P], pairs per expert over the sample, then zeros for the slots beyond the experts."""
+    """One layer. load: float64 [P], pairs per expert, then zeros for the slots beyond the experts."""
 
     sets: ExpertSets
     load: NDArray[np.float64]
@@ -69,12 +70,20 @@ class LayerProblem:
     machine: Machine
 
     @classmethod
-    def of(cls, profile: RoutingProfile, layer: int, machine: Machine) -> "LayerProblem":
-        """Row `layer` of a profile that has a sample."""
+    def of(
+        cls, profile: RoutingProfile, layer: int, machine: Machine, tokens: NDArray[np.int64] | None = None
+    ) -> "LayerProblem":
+        """Row `layer` of a profile that has a sample; tokens: the sample's rows that count, all if None.
+
+        Loads are those of all rows, scaled to as many as count: a draw of them would be less exact.
+        """
         expert_ids = profile.require_sample("a placement by co-activation").expert_ids[:, layer]
         E = profile.num_logical_experts
         load = np.zeros(int(machine.slots.sum()))
         load[:E] = np.bincount(expert_ids.ravel(), minlength=E)
+        if tokens is not None:
+            load *= len(tokens) / len(expert_ids)
+            expert_ids = expert_ids[tokens]
         sets = expert_sets(expert_ids, E)
         return cls(sets=sets, load=load, num_logical_experts=E, machine=machine)
 
@@ -136,9 +145,6 @@ class LayerProblem:
         over = float(np.maximum(filled - self.cap.ceiling, 0.0).sum())
         return float((self.copies_by_home(rank_of_place) * homes_of_set).sum()) + OVERLOAD_PRICES[-1] * over
 
-    def copies_by_home(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float64]:
-        """float64 [S, R]: what a token of each set costs when it starts on each rank, one copy of each expert."""
-        touched = np.zeros((len(self.sets.sets), self.machine.ep_size))
-        touched[np.arange(len(touched))[:, None], rank_of_place[self.sets.sets]] = 1.0
-        cost: NDArray[np.float64] = touched @ self.machine.link.T
-        return cost
+    def copies_by_home(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [S, R]: what a token of each set costs when it starts on each rank, one copy of each expert."""
+        return plain_costs(self.sets.sets, rank_of_place, self.machine.link)

@@ -1,12 +1,15 @@
 """One layer with replicas: fill the slots that are left, better the whole, choose the dispatch."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
-from specmoe.placement.solvers.expert_sets import rows_by_expert
+from specmoe.placement.solvers.effort import annealed_items, annealing_heat
+from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
@@ -15,7 +18,8 @@ _NEGLIGIBLE_TOKENS = 0.02
 # Temperatures are shares of the layer's tokens, times the dearest copy. Between rounds the homes follow the copies.
 ANNEALING_ROUNDS = 20
 _HOT, _COLD = 1e-2, 3e-5
-_HEAVIEST = 1500
+# When copies settle, so many times more items stand for all.
+_SETTLED = 4
 
 
 def network_of(problem: LayerProblem) -> Network:
@@ -26,10 +30,31 @@ def network_of(problem: LayerProblem) -> Network:
 
 def items_of(problem: LayerProblem, homes_of_set: NDArray[np.float64]) -> Items:
     """The (home, set) pairs with a weight that counts, ordered by home; homes_of_set: float64 [S, R]."""
-    home, which = np.nonzero(homes_of_set.T > _NEGLIGIBLE_TOKENS)
-    experts = np.ascontiguousarray(problem.sets.sets[which])
+    which, home = np.nonzero(homes_of_set > _NEGLIGIBLE_TOKENS)
+    return _gathered(problem, which, home, homes_of_set[which, home])
+
+
+def heaviest_items(problem: LayerProblem, homes_of_set: NDArray[np.float64], limit: int) -> Items:
+    """About `limit` of the items that stand for all: the heavy ones, and every n-th of the others for n of them."""
+    which, home = np.nonzero(homes_of_set > _NEGLIGIBLE_TOKENS)
+    weight = homes_of_set[which, home]
+    chosen, standing_for = _heaviest(weight, limit)
+    items = _gathered(problem, which[chosen], home[chosen], standing_for)
+    if len(chosen) < len(weight):
+        pairs = weight.sum() * items.experts.shape[1]
+        load = problem.load[: problem.num_logical_experts]
+        keep_loads(items.weight, items.offsets, items.rows, load * (pairs / load.sum()))
+    return items
+
+
+def _gathered(
+    problem: LayerProblem, which: NDArray[np.int64], home: NDArray[np.int64], weight: NDArray[np.float64]
+) -> Items:
+    """The items of sets `which` at `home`."""
+    order = np.argsort(home, kind="stable")
+    experts = np.ascontiguousarray(problem.sets.sets[which[order]])
     offsets, rows = rows_by_expert(experts, problem.num_logical_experts)
-    return Items(experts, homes_of_set[which, home], home.astype(np.int32), offsets, rows)
+    return Items(experts, weight[order], home[order].astype(np.int32), offsets, rows)
 
 
 def holds_of(problem: LayerProblem, rank_of_place: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -42,9 +67,11 @@ def holds_of(problem: LayerProblem, rank_of_place: NDArray[np.int32]) -> NDArray
 def fill_slots(problem: LayerProblem, holds: NDArray[np.bool_], homes_of_set: NDArray[np.float64]) -> Copies:
     """Give every free slot the replica that saves most, rank by rank; by load among those that save nothing."""
     copies, network = copies_from(holds), network_of(problem)
-    items = items_of(problem, homes_of_set)
-    tie_break = problem.load[: problem.num_logical_experts] / max(problem.load.sum(), 1.0)
     free = problem.machine.slots - holds.sum(axis=1)
+    if not free.any():
+        return copies
+    items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
+    tie_break = problem.load[: problem.num_logical_experts] / max(problem.load.sum(), 1.0)
     while free.any():
         gains = copy_gains(items, copies, network) + tie_break
         for rank in np.argsort(-np.where(copies.holds == 0, gains, -1.0).max(axis=1), kind="stable"):
@@ -56,26 +83,27 @@ def fill_slots(problem: LayerProblem, holds: NDArray[np.bool_], homes_of_set: ND
     return copies
 
 
-def anneal_round(
-    problem: LayerProblem, copies: Copies, homes_of_set: NDArray[np.float64], turn: int, seed: int
+def anneal_rounds(
+    problem: LayerProblem, copies: Copies, homes_of_set: NDArray[np.float64], turns: Iterable[int], seed: int
 ) -> None:
-    """Round `turn` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items."""
-    items = heaviest_items(items_of(problem, homes_of_set), _HEAVIEST, problem.num_logical_experts)
-    tokens = float(items.weight.sum())
+    """Rounds `turns` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items."""
+    slots = int(problem.machine.slots.sum())
+    items = heaviest_items(problem, homes_of_set, annealed_items(slots))
+    hottest = _HOT * annealing_heat(slots) * float(items.weight.sum()) * problem.machine.dearest_copy
     cooling = (_COLD / _HOT) ** (1.0 / ANNEALING_ROUNDS)
-    hot = _HOT * cooling**turn * tokens * problem.machine.dearest_copy
-    anneal_copies(
-        items,
-        copies,
-        network_of(problem),
-        problem.cap.ceiling,
-        OVERLOAD_PRICES[0],
-        proposals_per_round(problem),
-        hot,
-        hot * cooling,
-        False,
-        seed * ANNEALING_ROUNDS + turn,
-    )
+    for turn in turns:
+        anneal_copies(
+            items,
+            copies,
+            network_of(problem),
+            problem.cap.ceiling,
+            OVERLOAD_PRICES[0],
+            proposals_per_round(problem),
+            hottest * cooling**turn,
+            hottest * cooling ** (turn + 1),
+            False,
+            seed * ANNEALING_ROUNDS + turn,
+        )
 
 
 def settle(
@@ -87,9 +115,10 @@ def settle(
     ceiling: float,
     overload_price: float,
 ) -> None:
-    """Anneal in place at the coldest temperature, by all items, to the best state; ceiling: pairs per unit of speed."""
-    items = items_of(problem, homes_of_set)
-    cold = _COLD * float(items.weight.sum()) * problem.machine.dearest_copy
+    """Anneal in place at the coldest temperature, by many items, to the best state; ceiling: pairs per speed."""
+    items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
+    heat = annealing_heat(int(problem.machine.slots.sum()))
+    cold = _COLD * heat * float(items.weight.sum()) * problem.machine.dearest_copy
     proposals = proposals_per_round(problem)
     anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
 
@@ -99,12 +128,12 @@ def proposals_per_round(problem: LayerProblem) -> int:
     return int(min(max(problem.machine.slots.sum() ** 2, 500), 1500))
 
 
-def heaviest_items(items: Items, limit: int, num_experts: int) -> Items:
-    """About `limit` items that stand for all: the heavy ones, and every n-th of the others with n times its weight."""
-    if len(items.weight) <= limit:
-        return items
-    order = np.argsort(-items.weight, kind="stable")
-    sorted_weight = items.weight[order]
+def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which entries stand for all, about `limit` of them, and for what weight each."""
+    if len(weight) <= limit:
+        return np.arange(len(weight)), weight
+    order = np.argsort(-weight, kind="stable")
+    sorted_weight = weight[order]
     rest = np.cumsum(sorted_weight[::-1])[::-1]
     # The first item lighter than an even share of what is left starts the part that is thinned out.
     share = rest / np.maximum(limit - np.arange(len(rest)), 1)
@@ -112,13 +141,9 @@ def heaviest_items(items: Items, limit: int, num_experts: int) -> Items:
     marks = (np.arange(limit - heavy) + 0.5) * share[heavy]
     light = heavy + np.searchsorted(np.cumsum(sorted_weight[heavy:]), marks)
     chosen = np.concatenate([order[:heavy], order[np.minimum(light, len(order) - 1)]])
-    weight = np.concatenate([sorted_weight[:heavy], np.full(len(light), share[heavy])])
-    by_home = np.argsort(items.home[chosen], kind="stable")
-    experts = np.ascontiguousarray(items.experts[chosen[by_home]])
-    offsets, rows = rows_by_expert(experts, num_experts)
-    return Items(experts, weight[by_home], items.home[chosen[by_home]], offsets, rows)
+    return chosen, np.concatenate([sorted_weight[:heavy], np.full(len(light), share[heavy])])
 
 
-def copies_by_home(problem: LayerProblem, copies: Copies, *, cover: bool = True) -> NDArray[np.float64]:
-    """float64 [S, R]: what a token of each set costs when it starts on each rank."""
+def copies_by_home(problem: LayerProblem, copies: Copies, *, cover: bool = True) -> NDArray[np.float32]:
+    """float32 [S, R]: what a token of each set costs when it starts on each rank."""
     return costs_by_home(problem.sets.sets, cover, copies, network_of(problem))

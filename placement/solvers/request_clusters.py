@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from scipy.sparse.linalg import LinearOperator, svds
 
 from specmoe.placement.solvers.home_prices import priced_shares
@@ -13,16 +13,23 @@ from specmoe.profiler.routing_profile import RoutingSample
 
 _DIMENSIONS = 48
 _DENSE_ROWS = 4096  # past this many requests a dense matrix of all experts' shares is too large
+_COLUMNS = 4096
 _ROUNDS = 300
 
 
 def request_features(sample: RoutingSample, requests: Requests, num_logical_experts: int) -> NDArray[np.float64]:
-    """float64 [Q, D]: each request's shares of every layer's experts, centred, reduced to its main directions."""
+    """float64 [Q, D]: each request's shares of every layer's experts, centred, reduced to its main directions.
+
+    Of very many experts in all the layers, those of some layers.
+    """
     num_layers, top_k = sample.expert_ids.shape[1:]
-    width = num_layers * num_logical_experts
-    columns = sample.expert_ids.astype(np.int64) + (np.arange(num_layers) * num_logical_experts)[None, :, None]
-    rows = np.repeat(requests.request_of_token, num_layers * top_k)
-    counts = csr_array((np.ones(columns.size), (rows, columns.ravel())), shape=(requests.num_requests, width))
+    layers = np.unique(np.linspace(0, num_layers - 1, max(1, _COLUMNS // num_logical_experts)).astype(np.int64))
+    rows = np.repeat(requests.request_of_token, top_k)
+    shape = (requests.num_requests, num_logical_experts)
+    counts = hstack(
+        [csr_array((np.ones(len(rows)), (rows, sample.expert_ids[:, layer].ravel())), shape=shape) for layer in layers]
+    ).tocsr()
+    top_k *= len(layers)
     shares = csr_array(counts.multiply(1.0 / (requests.lengths[:, None] * top_k)))
     mean = (requests.lengths @ shares) / requests.lengths.sum()
     return _main_directions(shares, mean)

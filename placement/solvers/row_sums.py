@@ -10,7 +10,7 @@ from specmoe.compiled import compiled
 def sum_over_tokens(
     source_of_token: NDArray[np.int32],
     target_of_token: NDArray[np.int32],
-    value_of_source: NDArray[np.float64],
+    value_of_source: NDArray[np.floating],
     num_targets: int,
 ) -> NDArray[np.float64]:
     """float64 [num_targets, R]: `value_of_source` [N, R] summed over the tokens of each target."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.profiler.routing_profile import RoutingSample
 
 _FOLDS = 8
@@ -68,9 +69,8 @@ class TokenRows:
 
     def sum_by_id(self, total_of_pair: NDArray[np.float64]) -> NDArray[np.float64]:
         """float64 [D, R]: totals over all folds of each token id; total_of_pair: float64 [N, R]."""
-        total = np.zeros((len(self.token_ids), total_of_pair.shape[1]))
-        np.add.at(total, self.id_of_pair, total_of_pair)
-        return total
+        pair = np.arange(self.num_pairs, dtype=np.int32)
+        return sum_over_tokens(pair, self.id_of_pair.astype(np.int32), total_of_pair, len(self.token_ids))
 
     def unseen_mean(self, total_of_pair: NDArray[np.float64]) -> NDArray[np.float64]:
         """float64 [R]: the mean cost of an unseen token at each home; over all tokens where none is unseen."""

@@ -66,21 +66,21 @@ def token_table(
 
 def held_out_cost(
     rows: TokenRows,
-    cost_of_token: NDArray[np.float64],
+    cost_of_token: NDArray[np.float32],
     total_of_pair: NDArray[np.float64],
     price: NDArray[np.float64],
     scale: float,
 ) -> float:
     """Copies per token when every token is seated, by the contract's rule, from the table of the other folds.
 
-    cost_of_token: float64 [T, R], each token's cost by home.
+    cost_of_token: float32 [T, R], each token's cost by home.
     """
     means = rows.held_out_means(total_of_pair, PRIOR_TOKENS)[:-1]
     best, confidence = _entries(means + price, scale)
     best[rows.is_unseen] = -1
     wanted, sure = best[rows.raw_row_of_token], confidence[rows.raw_row_of_token]
     homes = seat_tokens(wanted, sure, len(price))
-    return float(cost_of_token[np.arange(len(homes)), homes].mean())
+    return float(cost_of_token[np.arange(len(homes)), homes].mean(dtype=np.float64))
 
 
 def _entries(priced: NDArray[np.float64], scale: float) -> tuple[NDArray[np.int16], NDArray[np.float16]]:

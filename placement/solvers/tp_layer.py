@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.effort import affordable_starts
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.replicated_layer import (
     ANNEALING_ROUNDS,
-    anneal_round,
+    anneal_rounds,
     copies_by_home,
     fill_slots,
     holds_of,
@@ -27,7 +28,7 @@ from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
 
 _TEMPERATURES = (0.03, 0.02, 0.01)
-_ROUNDS_PER_SEATING = 2
+_SEATINGS, _FEWEST_SEATINGS = 10, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +45,19 @@ class _Search:
     """A state of the alternation: prices carry over from one step to the next."""
 
     problem: LayerProblem
+    searched: LayerProblem
+    tokens: NDArray[np.int64]
     rows: TokenRows | None
     price: NDArray[np.float64]
 
-    def uniform(self) -> NDArray[np.float64]:
-        """float64 [S, R]: every token anywhere with the same chance."""
-        ep_size = self.problem.machine.ep_size
-        tokens = np.bincount(self.problem.sets.set_of_token, minlength=len(self.problem.sets.sets))
-        return np.repeat(tokens[:, None] / ep_size, ep_size, axis=1)
-
     def homes_of_set(self, homes: TokenHomes | None) -> NDArray[np.float64]:
-        """float64 [S, R]: how many tokens of each set start on each rank."""
+        """float64 [S, R]: how many tokens of each set that is searched start on each rank."""
+        sets = self.searched.sets
         if homes is None or self.rows is None:
-            return self.uniform()
-        sets = self.problem.sets
-        return sum_over_tokens(self.rows.row_of_token, sets.set_of_token, homes.share, len(sets.sets))
+            return _anywhere(self.searched)
+        return sum_over_tokens(self.rows.row_of_token[self.tokens], sets.set_of_token, homes.share, len(sets.sets))
 
-    def seat(self, cost_of_set: NDArray[np.float64], temperature: float) -> TokenHomes | None:
+    def seat(self, cost_of_set: NDArray[np.float32], temperature: float) -> TokenHomes | None:
         """Where tokens start when each set costs `cost_of_set` [S, R] by home; None without token ids."""
         if self.rows is None:
             return None
@@ -69,26 +66,44 @@ class _Search:
         )
         return held_out_homes(self.rows, total, self.price, temperature * self.problem.machine.dearest_copy)
 
-    def expected(self, homes: TokenHomes | None, cost_of_set: NDArray[np.float64]) -> float:
+    def expected(self, homes: TokenHomes | None, cost_of_set: NDArray[np.float32]) -> float:
         """Copies over all tokens."""
-        return float((self.uniform() * cost_of_set).sum()) if homes is None else homes.expected
+        return float((_anywhere(self.problem) * cost_of_set).sum()) if homes is None else homes.expected
+
+
+def _anywhere(problem: LayerProblem) -> NDArray[np.float64]:
+    """float64 [S, R]: every token anywhere with the same chance."""
+    ep_size = problem.machine.ep_size
+    tokens = np.bincount(problem.sets.set_of_token, minlength=len(problem.sets.sets))
+    return np.repeat(tokens[:, None] / ep_size, ep_size, axis=1)
 
 
 def solve_tp_layer(
-    problem: LayerProblem, rows: TokenRows | None, vocab_size: int, options: SolveOptions, *, starts: int, seed: int
+    problem: LayerProblem,
+    searched: LayerProblem,
+    tokens: NDArray[np.int64],
+    rows: TokenRows | None,
+    vocab_size: int,
+    options: SolveOptions,
+    *,
+    starts: int,
+    seed: int,
 ) -> TpLayer:
-    """The best layer found from `starts` random starts; rows is None where the profile has no token ids."""
+    """The best layer found from `starts` random starts; rows is None where the profile has no token ids.
+
+    searched: the same layer of the sample's rows `tokens` alone, which searches weigh.
+    """
+    search = _Search(problem, searched, tokens, rows, np.zeros(problem.machine.ep_size))
     found: list[tuple[NDArray[np.int32], NDArray[np.float64], float]] = []
     for start in range(starts):
         if found and options.is_over:
             break
-        found.append(_one_start(problem, rows, (seed, start)))
-    place, price, _ = min(found, key=lambda run: run[2])
-    search = _Search(problem, rows, price)
+        found.append(_one_start(search, (seed, start)))
+    place, search.price, _ = min(found, key=lambda run: run[2])
     copies = _with_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
-        expected = float((search.uniform() * cost).sum()) / len(problem.sets.set_of_token)
+        expected = search.expected(None, cost) / len(problem.sets.set_of_token)
         return TpLayer(copies=copies, table=None, expected=expected)
     total = sum_over_tokens(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
     scale = float(problem.machine.link.max()) or 1.0
@@ -97,16 +112,15 @@ def solve_tp_layer(
     return TpLayer(copies=copies, table=table, expected=expected)
 
 
-def _one_start(
-    problem: LayerProblem, rows: TokenRows | None, seed: tuple[int, int]
-) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
+def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
     """A placement, the prices that go with it, and its expected cost."""
-    search = _Search(problem, rows, np.zeros(problem.machine.ep_size))
-    place = problem.random_placement(np.random.default_rng(seed))
-    homes, cost = None, np.zeros(0)
+    search.price = np.zeros(search.problem.machine.ep_size)
+    place = search.problem.random_placement(np.random.default_rng(seed))
+    homes: TokenHomes | None = None
+    cost = np.zeros((0, 0), dtype=np.float32)
     for temperature in _TEMPERATURES:
-        place = problem.search(search.homes_of_set(homes), place, seed=seed[0] + seed[1])
-        cost = problem.copies_by_home(place)
+        place = search.searched.search(search.homes_of_set(homes), place, seed=seed[0] + seed[1])
+        cost = search.problem.copies_by_home(place)
         homes = search.seat(cost, temperature)
     return place, search.price, search.expected(homes, cost)
 
@@ -116,22 +130,22 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOpti
     problem = search.problem
     holds = holds_of(problem, place)
     homes = search.seat(problem.copies_by_home(place), _TEMPERATURES[-1])
-    copies = fill_slots(problem, holds, search.homes_of_set(homes))
+    copies = fill_slots(search.searched, holds, search.homes_of_set(homes))
     if int(problem.machine.slots.sum()) == problem.num_logical_experts:
         return copies
-    for turn in range(ANNEALING_ROUNDS):
+    seatings = max(_FEWEST_SEATINGS, affordable_starts(_SEATINGS, int(problem.machine.slots.sum())))
+    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), seatings):
         if options.is_over:
             break
-        if turn % _ROUNDS_PER_SEATING == 0:
-            homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
-        anneal_round(problem, copies, search.homes_of_set(homes), turn, seed)
+        homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
+        anneal_rounds(search.searched, copies, search.homes_of_set(homes), turns.tolist(), seed)
     homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
     settle(
-        problem,
+        search.searched,
         copies,
         search.homes_of_set(homes),
         seed,
-        ceiling=problem.cap.ceiling,
+        ceiling=search.searched.cap.ceiling,
         overload_price=OVERLOAD_PRICES[0],
     )
     return copies

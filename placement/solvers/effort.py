@@ -1,0 +1,36 @@
+"""How much search a layer's size allows: cost stays linear in tokens, and as good as quadratic in experts."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Searches weigh a draw of tokens past so many (token, expert) pairs: it says as much of where experts belong.
+_SEARCHED_PAIRS = 400_000
+# Starts are as many as asked for up to so many slots, fewer beyond: each takes longer, and tells less from the others.
+_ALL_STARTS = 64
+# An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
+_ITEMS_PER_SLOT = 24
+_FEWEST_ITEMS = 1500
+
+
+def searched_tokens(num_tokens: int, top_k: int, seed: int) -> NDArray[np.int64]:
+    """int64 [N], increasing: the rows of a sample that searches weigh, all of them where that is affordable."""
+    limit = max(1, _SEARCHED_PAIRS // top_k)
+    if num_tokens <= limit:
+        return np.arange(num_tokens, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(num_tokens, size=limit, replace=False))
+
+
+def affordable_starts(wanted: int, num_slots: int) -> int:
+    """How many of `wanted` starts a layer with `num_slots` slots on all ranks gets; 0 is possible."""
+    return round(wanted * min(1.0, _ALL_STARTS / num_slots))
+
+
+def annealed_items(num_slots: int) -> int:
+    """How many items stand for all when copies are annealed."""
+    return max(_FEWEST_ITEMS, _ITEMS_PER_SLOT * num_slots)
+
+
+def annealing_heat(num_slots: int) -> float:
+    """What temperatures are multiplied by: with more slots each is in a smaller share of the tokens."""
+    return min(1.0, _ALL_STARTS / num_slots)
