@@ -21,6 +21,7 @@ from specmoe.profiler.request_stream import RequestStream
 from specmoe.profiler.routed_layers import RoutedLayers, find_routed_layers
 from specmoe.profiler.routing_profile import RoutingProfile
 from specmoe.profiler.routing_recorder import RoutingRecorder
+from specmoe.routing_config import num_expert_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ class PreparedRun:
         expected = self.requests.expected_tokens(self.corpus_size.num_characters)
         return recorder.finish(
             vocab_size=self.vocab_size,
-            num_expert_groups=_num_expert_groups(self.model),
+            num_expert_groups=num_expert_groups(self.model.config.to_dict(), str(self.folder)),
             model_fingerprint=self.model_fingerprint,
             source=f"{self.folder.name} over {self.corpus.names}",
             seen_share=round(min(1.0, num_prompt_tokens / max(1, expected)), 4) if stopped else None,
@@ -140,12 +141,3 @@ def _digest_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     """SHA-256 of the tokenizer's vocabulary and its chat template."""
     parts = {"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template}
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
-
-
-def _num_expert_groups(model: "PreTrainedModel") -> int:
-    """How many groups of experts the router chooses among first, 1 where the configuration names none."""
-    config = model.config.get_text_config()
-    # DeepSeek-V2 alone looks at the method, and "greedy" passes over the groups.
-    if config.model_type == "deepseek_v2" and getattr(config, "topk_method", None) == "greedy":
-        return 1
-    return int(getattr(config, "n_group", None) or getattr(config, "num_expert_group", None) or 1)
