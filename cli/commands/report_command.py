@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from specmoe.cli.factors import parse_factors
+
+if TYPE_CHECKING:
+    from specmoe.placement.report.findings import Findings
 
 A_PATH: Any = click.Path(path_type=Path)
 
@@ -48,10 +51,7 @@ def command(
     specmoe report experts.plan --profile heldout.profile -o report.html --png plots/
     specmoe report experts.plan --profile june.profile --since january.profile -o report.html
     """
-    from tqdm import tqdm
-
     from specmoe.atomic import refuse_existing
-    from specmoe.placement.report.findings import gather, with_drift
     from specmoe.placement.report.headline import headline
     from specmoe.placement.report.page import write_page
 
@@ -61,11 +61,18 @@ def command(
         from specmoe.placement.report.plots import refuse_plots, write_plots
 
         refuse_plots(png, force=force)
-    with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
-        findings = gather(plans, profile, capacity=factors, on_step=lambda _: bar.update())
-        if since is not None:
-            findings = with_drift(findings, since)
+    findings = _measured(plans, profile, factors, since)
     written = [] if png is None else write_plots(findings, png, force=force)
     write_page(findings, output, force=force)
     click.echo(headline(findings))
     click.echo(f"wrote {', '.join(map(str, [*written, output]))}")
+
+
+def _measured(plans: tuple[Path, ...], profile: Path, factors: list[float], since: Path | None) -> "Findings":
+    from tqdm import tqdm
+
+    from specmoe.placement.report.findings import gather, with_drift
+
+    with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
+        findings = gather(plans, profile, capacity=factors, on_step=lambda _: bar.update())
+        return findings if since is None else with_drift(findings, since)

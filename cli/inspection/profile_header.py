@@ -7,7 +7,7 @@ from specmoe.cli.inspection.inspection import FileHeader, Inspection, counted
 from specmoe.errors import ArtifactError
 from specmoe.fields import entry, optional_entry
 
-PER_TOKEN = ("token_ids", "request_ids", "positions", "domain_ids", "gate_weights")
+PER_TOKEN = ("token_ids", "request_ids", "positions", "domain_ids", "phases", "gate_weights")
 
 
 def inspect_profile(header: FileHeader) -> Inspection:
@@ -38,6 +38,10 @@ def _facts(header: FileHeader) -> dict[str, Any]:
         "has_coactivation_counts": "coactivation_counts" in header.tensors,
         "vocab_size": optional_entry(header.description, "vocab_size", int),
         "num_expert_groups": optional_entry(header.description, "num_expert_groups", int),
+        "num_decode_tokens": optional_entry(header.description, "num_decode_tokens", int),
+        "domains": optional_entry(header.description, "domains", list) or [],
+        "seen_share": optional_entry(header.description, "seen_share", float),
+        "too_long_requests": optional_entry(header.description, "too_long_requests", int) or 0,
         "source": entry(header.description, "source", str),
         "model_fingerprint": optional_entry(header.description, "model_fingerprint", str),
     }
@@ -48,9 +52,13 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     groups = facts["num_expert_groups"] or 1
     grouped = f" in {groups:,} groups" if groups > 1 else ""
     yield "model", f"{counted(facts['num_layers'], 'MoE layer')}, {experts}{grouped}, top-{facts['top_k']}"
-    yield "seen", counted(facts["num_tokens"], "token")
+    yield "seen", _seen(facts)
+    if facts["domains"]:
+        yield "domains", ", ".join(map(str, facts["domains"]))
     if facts["num_sample_tokens"]:
         yield "sample", f"{counted(facts['num_sample_tokens'], 'token')}, expert by expert: plans can be judged on it"
+        if facts["too_long_requests"]:
+            yield "left out of it", f"{counted(facts['too_long_requests'], 'request')} longer than all of the sample"
         yield "known of each", ", ".join(facts["sample_has"]) or "nothing but its experts"
     else:
         yield "sample", "none, counts alone: good for evening out the load, not for traffic"
@@ -58,3 +66,12 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "vocabulary", "unknown" if facts["vocab_size"] is None else counted(facts["vocab_size"], "token id")
     yield "source", facts["source"] or "not named"
     yield "of the model", facts["model_fingerprint"] or "not named"
+
+
+def _seen(facts: Mapping[str, Any]) -> str:
+    text = counted(facts["num_tokens"], "token")
+    if facts["num_decode_tokens"] is not None:
+        text += f", {facts['num_decode_tokens']:,} of them generated"
+    if facts["seen_share"] is not None:
+        text += f"; the run was stopped after {100 * facts['seen_share']:.0f} % of its corpus"
+    return text

@@ -1,6 +1,6 @@
 """All that a report shows, measured once: the page and the plots only draw it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,9 +113,9 @@ def gather(
     tell = on_step or (lambda _: None)
     evaluation = evaluate(list(plans), profile, on_result=tell)
     sample = profile.require_sample("a report")
-    labels = _labels([Path(result.name) for result in evaluation.results if not result.baseline])
-    names = [labels.get(result.name, result.name) for result in evaluation.results]
+    names = _labels(plans) + [result.name for result in evaluation.results if result.baseline]
     bounded = _first_batches(sample)
+    is_bounded = bool(capacity) and bounded.gate_weights is not None
     shorts = _short_names(names, evaluation)
     placements = []
     for name, short, result in zip(names, shorts, evaluation.results, strict=True):
@@ -129,7 +129,7 @@ def gather(
                 detail=placement_detail(result.plan, sample),
                 together=_together(result.plan, profile),
                 table=table_use(result.plan, sample, result.mean.remote_copies_per_token),
-                capacity=capacity_outlook(result.plan, bounded, capacity) if bounded.gate_weights is not None else (),
+                capacity=capacity_outlook(result.plan, bounded, capacity) if is_bounded else (),
             )
         )
     return Findings(
@@ -141,10 +141,10 @@ def gather(
     )
 
 
-def _labels(plans: Sequence[Path]) -> Mapping[str, str]:
+def _labels(plans: Sequence[Path]) -> list[str]:
     """The file's name for each path as given, where no other plan has the same one; otherwise the path."""
     names = [path.name for path in plans]
-    return {str(path): path.name if names.count(path.name) == 1 else str(path) for path in plans}
+    return [path.name if names.count(path.name) == 1 else str(path) for path in plans]
 
 
 def _short_names(names: Sequence[str], evaluation: Evaluation) -> list[str]:

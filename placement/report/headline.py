@@ -29,6 +29,9 @@ def cautions(findings: Findings) -> list[str]:
     unread = [plan.label for plan in plans if has_table(plan) and not evaluation.trace.has_token_ids]
     if unread:
         notes.append(f"The trace has no token ids, so these plans' token tables went unread: {', '.join(unread)}.")
+    if findings.profile.seen_share is not None:
+        share = f"{100 * findings.profile.seen_share:.0f} %"
+        notes.append(f"The run that recorded this trace was stopped after {share} of its corpus.")
     worst, best = _extreme_imbalances(plans)
     if worst > best + 0.05:
         notes.append("Plans compare only at about equal load imbalance: crowding hot experts on one rank saves copies.")

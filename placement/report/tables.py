@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.findings import Findings, Placement
 from specmoe.placement.report.headline import percent_change
 from specmoe.placement.report.shown_metrics import LOAD_IMBALANCE, REMOTE_COPIES, shown_metrics
@@ -200,8 +201,20 @@ def source_table(findings: Findings) -> Table:
         facts += [
             (f"plan {plan.label}", plan.result.name),
             ("solved by", how),
+            ("its objective there", _objective(plan.plan)),
             ("its digest", plan.plan.digest),
             ("solved from profile", plan.plan.profile_fingerprint or "not named"),
         ]
     rows = [Row(heading=heading, cells=[Cell(text=text)]) for heading, text in facts]
     return Table(caption="Files and fingerprints (SHA-256)", columns=["What", "Which"], rows=rows)
+
+
+def _objective(plan: PlacementPlan) -> str:
+    """The objective on the profile that a plan was solved from, beside the proven bound."""
+    if plan.objective is None:
+        return "not named"
+    weighted = " weighted by link cost" if plan.topology.inter_node_gb_per_s is not None else ""
+    text = f"{plan.objective:.3f} remote copies per token{weighted}"
+    if plan.bound is None or plan.gap is None:
+        return f"{text}, no proven bound"
+    return f"{text}, proven lower bound {plan.bound:.3f}, gap {100 * plan.gap:.1f} %"

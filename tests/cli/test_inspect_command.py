@@ -29,6 +29,7 @@ def folder(random_plan, tmp_path: Path) -> Path:
         source="a test\x1b[2J",
     )
     counts.save(tmp_path / "counts")
+    replace(counts, seen_share=0.25, too_long_requests=3).save(tmp_path / "stopped")
     sample = RoutingSample(expert_ids=ids, token_ids=np.arange(40, dtype=np.int32))
     replace(counts, sample=sample, vocab_size=50).save(tmp_path / "trace")
     shape = {"num_experts": 8, "top_k": 3, "layer_ids": (0, 1)}
@@ -49,6 +50,7 @@ def folder(random_plan, tmp_path: Path) -> Path:
             ["a routing profile (specmoe.profile/1)", "2 MoE layers, 8 experts, top-3", "1,040 tokens", "40 tok"],
         ),
         ("counts", ["counts alone", "not counted"]),
+        ("stopped", ["1,040 tokens; the run was stopped after 25 % of its corpus"]),
         ("dp.plan", ["a placement plan", "2 on one node", "10 in each layer, 2 of them replicas", "for 50 token ids"]),
         ("dp.plan", ["0.750 remote copies per token on other requests", "proven bound     none"]),
         ("nodes.plan", ["3 on 2 nodes (2 + 1)", "one for every expert", "1.200 remote copies per token, gap 25.0%"]),

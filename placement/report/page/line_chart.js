@@ -68,7 +68,7 @@ class LineChart {
     if (!this.chart) return;
     this.width = width;
     const { series } = this.chart;
-    this.top = 1.06 * Math.max(...series.flatMap(({ values }) => values), 1e-6);
+    this.top = 1.06 * (Math.max(...series.flatMap(({ values }) => values)) || 1);
     this.guide = makeSvg("line", { class: "guide", y1: CHART.top, y2: CHART.height - CHART.bottom });
     const lines = series.map(({ values, kind }) => makeSvg("path", { class: `series ${kind}`, d: this.path(values) }));
     this.svg.setAttribute("width", width);

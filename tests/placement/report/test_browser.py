@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from specmoe.placement.report.findings import gather
@@ -118,3 +119,25 @@ def test_a_page_without_much_to_show_is_drawn(browser, findings, tmp_path) -> No
     browser.open(tmp_path / "bare.html")
     assert browser.complaints() == []
     assert min(browser.run(COLOURS)) > 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slots"),
+    [
+        ({"num_experts": 4, "num_layers": 1, "top_k": 1}, {"ranks_per_node": (1,)}),
+        ({"num_experts": 8, "num_layers": 2, "top_k": 1}, {"ranks_per_node": (1, 1), "uneven": True}),
+        ({"num_experts": 8, "num_layers": 1, "top_k": 7}, {"ranks_per_node": (2, 1), "extra_slots": (0, 2, 5)}),
+        ({"num_experts": 16, "num_layers": 2, "top_k": 2}, {"ranks_per_node": (16,)}),
+    ],
+    ids=["one rank", "one expert a token", "uneven slots", "an expert a rank"],
+)
+def test_odd_sizes_are_drawn(browser, profile_of, random_plan, tmp_path, sizes, slots) -> None:
+    profile_of(num_tokens=60, **sizes).save(tmp_path / "trace")
+    shape = {"num_experts": sizes["num_experts"], "top_k": sizes["top_k"]}
+    layers = tuple(range(1, sizes["num_layers"] + 1))
+    random_plan(np.random.default_rng(0), layer_ids=layers, **shape, **slots).save(tmp_path / "plan")
+    write_page(gather([tmp_path / "plan"], tmp_path / "trace", capacity=[1.0]), tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    assert browser.complaints() == []
+    assert "NaN" not in browser.run("document.body.outerHTML")
+    assert "undefined" not in browser.run("document.querySelector('main').innerText")
