@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specmoe.pretrained import reading_with_transformers
 from specmoe.profiler.batches import Batch
 from specmoe.profiler.forward_pass import fitting_in_memory
 from specmoe.profiler.request_stream import Request
-from specmoe.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,10 +44,11 @@ def continue_batch(model: "PreTrainedModel", batch: Batch, num_tokens: int, devi
         pad_token_id=ends[0] if ends else 0,
     )
     # Prompts end together, with the padding before them: what is generated follows.
-    mask = batch.mask[:, ::-1].copy()
+    mask = batch.mask[:, : batch.lengths.max()][:, ::-1].copy()
     prompts = np.zeros(mask.shape, dtype=np.int64)
     prompts[mask] = batch.token_ids
-    with fitting_in_memory(device, batch), quiet_transformers():
+    problem = f"transformers cannot generate with this {type(model).__name__}"
+    with reading_with_transformers(problem), fitting_in_memory(device, batch):
         whole = model.generate(  # type: ignore[operator]
             input_ids=torch.from_numpy(prompts).to(device),
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
@@ -59,7 +60,7 @@ def continue_batch(model: "PreTrainedModel", batch: Batch, num_tokens: int, devi
 
 
 def _continuation(batch: Batch, generated: NDArray[np.int32], ends: Sequence[int]) -> Continuation:
-    B, S = batch.mask.shape
+    B, S = len(batch.requests), int(batch.lengths.max())
     steps = generated.shape[1]
     requests, rows = [], []
     for at, request in enumerate(batch.requests):

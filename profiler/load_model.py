@@ -50,14 +50,24 @@ def load_model(folder: Path, device: torch.device, options: ProfileOptions) -> "
     Raises `CheckpointError` where a tensor lacks or does not fit, `UsageError` for a dtype other than `DTYPES` (`auto`
     is the checkpoint's own) and for a device map that cannot be followed.
     """
+    from transformers import AutoModel
+
     if options.dtype not in DTYPES:
         raise UsageError(f"dtype is {options.dtype!r}, one of {', '.join(DTYPES)} was expected")
     config = _config(folder)
-    kind = _kind_for(folder, config, generates=options.num_generated > 0)
-    with reading_with_transformers(f"{folder} cannot be loaded"), _quiet_accelerate():
-        model, report = kind.from_pretrained(
-            folder, config=config, dtype=options.dtype, **LOADING, **_quantization(config), **_placing(options)
-        )
+    generating = _generating_kind(config)
+    if options.num_generated:
+        if generating is None:
+            raise CheckpointError(
+                f"transformers has no model for {folder} that generates text; profile it without generate"
+            )
+        model, report = _load(generating, folder, config, options)
+    else:
+        model, report = _load(AutoModel, folder, config, options)
+        # Some families' published names fit their whole model alone.
+        if report["missing_keys"] and generating is not None:
+            model, report = _load(generating, folder, config, options)
+            model = model.base_model
     check_loading_report(folder, report)
     loaded: PreTrainedModel = (model if options.device_map is not None else model.to(device)).eval()
     return loaded
@@ -84,16 +94,21 @@ def _quiet_accelerate() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _kind_for(folder: Path, config: Any, *, generates: bool) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
+def _generating_kind(config: Any) -> Any:
+    """The automatic class that has a model with an output head for `config`, None where none has."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if not generates:
-        return AutoModel
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise CheckpointError(
-            f"transformers has no model for {folder} that generates text; profile it without generate"
+    kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    return next((kind for kind in kinds if type(config) in kind._model_mapping), None)
+
+
+def _load(kind: Any, folder: Path, config: Any, options: ProfileOptions) -> tuple[Any, dict[str, Any]]:
+    """The model of that automatic class, and transformers' report on its tensors."""
+    with reading_with_transformers(f"{folder} cannot be loaded"), _quiet_accelerate():
+        model, report = kind.from_pretrained(
+            folder, config=config, dtype=options.dtype, **LOADING, **_quantization(config), **_placing(options)
         )
-    return AutoModelForCausalLM
+    return model, report
 
 
 def _placing(options: ProfileOptions) -> dict[str, Any]:
