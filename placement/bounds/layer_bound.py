@@ -18,11 +18,14 @@ from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
 from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
+from specmoe.placement.bounds.replica_bound import replica_bound
 from specmoe.placement.options import SolveOptions
 
 # The part of a layer's work that goes to the question of any homes, and to nodes where they count.
 _ANY_HOMES = 0.25
 _NODES = 0.25
+# A gap above this share of the bound says little about the plan.
+_WEAK = 0.25
 # More than products of copies and surcharges can be off in float64.
 _ROUNDED_DOWN = 1.0 - 1e-12
 
@@ -31,7 +34,7 @@ _ROUNDED_DOWN = 1.0 - 1e-12
 class LayerBound:
     """with_homes and any_homes: copies over all tokens (weighted by link) that no placement goes below.
 
-    is_weak: whether the one with homes is only `companions.py`'s; cost: of the placement below, or of the plan's.
+    is_weak: whether the gap to the one with homes is wide; cost: of the placement below, or of the plan's.
     rank_of_expert: int32 [E], a placement of single
     copies that costs less than the plan's, where one was found.
     """
@@ -43,20 +46,27 @@ class LayerBound:
     rank_of_expert: NDArray[np.int32] | None = None
 
 
-def bound_layer(case: LayerCase, work: int) -> LayerBound:
+def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
     """Bounds within about `work` operations (a nanosecond each), never above what the plan costs."""
     cheap = companions_bound(case)
-    least_work = ascent_work(case)
-    if case.has_replicas or work < least_work:
-        return LayerBound(with_homes=min(cheap, case.cost), any_homes=0.0, is_weak=True, cost=case.cost)
+    if case.has_replicas:
+        best = min(max(cheap, whole(replica_bound(case, work, lambda: options.is_over))), case.cost)
+        return LayerBound(with_homes=best, any_homes=0.0, is_weak=is_weak(best, case.cost), cost=case.cost)
+    if work < ascent_work(case):
+        return LayerBound(
+            with_homes=min(cheap, case.cost), any_homes=0.0, is_weak=is_weak(cheap, case.cost), cost=case.cost
+        )
     any_homes = whole(ascend_any_homes(case, int(_ANY_HOMES * work)).bound - case.num_tokens)
     with_homes = whole(ascend_ranks(case, int((1 - _ANY_HOMES) * work)).bound)
     if case.surcharge > 0:
         with_homes += case.surcharge * whole(ascend_nodes(case, int(_NODES * work)).bound) * _ROUNDED_DOWN
     best = min(max(with_homes, any_homes, cheap), case.cost)
-    return LayerBound(
-        with_homes=best, any_homes=min(any_homes, best), is_weak=bool(best <= cheap < case.cost), cost=case.cost
-    )
+    return LayerBound(with_homes=best, any_homes=min(any_homes, best), is_weak=is_weak(best, case.cost), cost=case.cost)
+
+
+def is_weak(bound: float, cost: float) -> bool:
+    """Whether the gap leaves open whether the plan is any good."""
+    return cost > bound * (1 + _WEAK)
 
 
 def whole(bound: float) -> float:
@@ -105,7 +115,7 @@ def can_settle(case: LayerCase, options: SolveOptions) -> bool:
 def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
     """The best placement for the plan's homes, or as near as the work comes; an infinite bound where there is none."""
     if not can_settle(case, options):
-        return bound_layer(case, work)
+        return bound_layer(case, options, work)
     problem = ranks_of(case)
     ascent = ascend(problem, case.rank_of_expert, work)
     # No placement costs more than one copy per pair, so a plan that breaks the cap is no limit.
@@ -119,7 +129,7 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
     return LayerBound(
         with_homes=bound,
         any_homes=min(any_homes, bound),
-        is_weak=False,
+        is_weak=is_weak(bound, cost),
         cost=cost,
         rank_of_expert=choice.rank_of_expert,
     )

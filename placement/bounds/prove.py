@@ -43,7 +43,7 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
             settled = settle_layer(cases.case(layer, strict=True), options, int(_EXACT_SECONDS * _WORK_PER_SECOND))
             if settled.with_homes < np.inf:
                 return settled
-        return bound_layer(cases.case(layer), 0 if options.is_over else work)
+        return bound_layer(cases.case(layer), options, 0 if options.is_over else work)
 
     with ThreadPoolExecutor(options.workers) as pool:
         for bound in pool.map(prove_layer, range(plan.num_layers)):

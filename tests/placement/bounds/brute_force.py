@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,3 +96,34 @@ def best_cost_with_any_homes(case: LayerCase) -> float:
     touched = sum((ranks[:, case.sets] == rank).any(axis=2).astype(int) for rank in range(case.ep_size))
     legal = np.isfinite(costs(case, ranks))
     return float(np.where(legal, (touched - 1) @ case.tokens_of_set, np.inf).min())
+
+
+def replica_placements(slots: tuple[int, ...], experts: int) -> Iterator[NDArray[np.bool_]]:
+    """Every way to fill the slots such that each expert is somewhere and nowhere twice: bool [R, E]."""
+    columns = [list(itertools.combinations(range(experts), count)) for count in slots]
+    for chosen in itertools.product(*columns):
+        holds = np.zeros((len(slots), experts), dtype=np.bool_)
+        for rank, column in enumerate(chosen):
+            holds[rank, list(column)] = True
+        if holds.any(axis=0).all():
+            yield holds
+
+
+def least_copies(holds: NDArray[np.bool_], sets: NDArray[np.int32]) -> NDArray[np.int64]:
+    """int64 [S, R]: the fewest remote ranks that hold, with the home, all experts of each set."""
+    ranks = len(holds)
+    least = np.full((len(sets), ranks), ranks)
+    for count in range(ranks, -1, -1):
+        for others in itertools.combinations(range(ranks), count):
+            for home in set(range(ranks)) - set(others):
+                served = holds[[home, *others]].any(axis=0)[sets].all(axis=1)
+                least[served, home] = count
+    return least
+
+
+def best_cost_with_replicas(case: LayerCase) -> float:
+    """The least cost of any placement that fills the slots, whatever the load, if every token found its best cover."""
+    return min(
+        float((least_copies(holds, case.sets) * case.homes_of_set).sum())
+        for holds in replica_placements(tuple(case.slots.tolist()), case.num_experts)
+    )

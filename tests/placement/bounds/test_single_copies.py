@@ -46,7 +46,7 @@ def test_no_bound_lies_above_the_best_placement(case, work):
     assert companions_bound(case) <= best
     assert ascend_ranks(case, work).bound <= best
     assert ascend_any_homes(case, work).bound - case.num_tokens <= anywhere
-    proven = bound_layer(case, work)
+    proven = bound_layer(case, SolveOptions(), work)
     assert proven.any_homes <= proven.with_homes <= best
     assert proven.any_homes <= anywhere
 
@@ -69,7 +69,7 @@ def test_bounds_count_a_node_once(seed, nodes, surcharge):
         rng, experts=8, top_k=3, slots=(2, 2, 2, 2), nodes=nodes, surcharge=surcharge, slack=0.3
     )
     best = brute_force.best_cost(case)
-    assert bound_layer(case, PLENTY).with_homes <= best
+    assert bound_layer(case, SolveOptions(), PLENTY).with_homes <= best
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "listed"])
@@ -121,6 +121,6 @@ def test_a_mixture_of_topics_is_placed_without_a_gap_and_a_cheap_bound_sees_it_c
     case = type(case)(
         **{**vars(case), "sets": topics.astype(np.int32), "homes_of_set": homes, "load": np.full(12, 30.0)}
     )
-    assert bound_layer(case, PLENTY).with_homes == 0.0
+    assert bound_layer(case, SolveOptions(), PLENTY).with_homes == 0.0
     settled = settle_layer(case, SolveOptions(), PLENTY)
     assert settled.rank_of_expert.tolist() == [2] * 4 + [0] * 4 + [1] * 4
