@@ -71,7 +71,8 @@ class Compilation:
 
 
 def plan_compilation(model: Path, plan: PlacementPlan, layout: Layout) -> Compilation:
-    """Plan how checkpoint `model` is written under `plan`; reads headers only, and writes nothing.
+    """Plan how checkpoint `model` is written under `plan`; reads headers and tables of expert numbers only, and
+    writes nothing.
 
     Raises `CheckpointError` for a checkpoint that cannot be compiled, `MismatchError` for a plan that does not fit.
     """
