@@ -34,12 +34,14 @@ _UNIT = 1 / 64
 _MOST_TOKENS = 2**31 * _UNIT / 16
 _MOST_WEIGHTS = 20_000_000
 _ROUNDS = 400
+# It ends when so many rounds bring less than this share of the plan's cost.
+_PATIENCE, _GAIN = 15, 2e-3
 _INERTIA, _LEAST_INERTIA = 0.2, 0.05
 _HOT, _COLD, _COOLING = 0.2, 0.03, 0.93
 # The first step of d, as a share of all tokens, and how fast steps shrink.
 _BONUS_STEP, _BONUS_DECAY = 0.002, 0.1
-# Operations that one round takes beside the searches, per weight that a token can spread.
-_WORK_PER_WEIGHT = 40
+# Operations that one round takes beside the searches, on its own and per weight that a token can spread.
+_WORK_PER_ROUND, _WORK_PER_WEIGHT = 500_000, 40
 
 
 class _Game:
@@ -111,11 +113,11 @@ def replica_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool])
     0 where the tokens are too many, or the work too little, to say more.
     """
     weights = len(case.sets) * case.ep_size * parts_per_set(case.sets.shape[1])
-    round_work = weights * _WORK_PER_WEIGHT
+    round_work = _WORK_PER_ROUND + weights * _WORK_PER_WEIGHT
     if case.num_tokens > _MOST_TOKENS or weights > _MOST_WEIGHTS or work_limit < round_work:
         return 0.0
     game = _Game(case)
-    best, work = 0.0, 0
+    best, before, work = 0.0, 0.0, 0
     for turn in range(_ROUNDS):
         game.move_tokens(max(_HOT * _COOLING**turn, _COLD))
         bound, spent = game.answer(work_limit - work)
@@ -124,4 +126,8 @@ def replica_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool])
         work += spent + round_work
         if work >= work_limit or case.cost - best < 1.0 or is_over():
             break
+        if turn % _PATIENCE == _PATIENCE - 1:
+            if best - before < _GAIN * case.cost:
+                break
+            before = best
     return best

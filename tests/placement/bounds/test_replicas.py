@@ -27,7 +27,7 @@ def case_with_replicas(seed, slots, experts, top_k):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(SLOTS), st.integers(1, 4), st.sampled_from([10**5, PLENTY]))
+@given(st.integers(0, 10**6), st.sampled_from(SLOTS), st.integers(1, 4), st.sampled_from([10**6, PLENTY]))
 def test_no_bound_lies_above_the_best_cover_of_the_best_placement(seed, shape, top_k, work):
     case = case_with_replicas(seed, *shape, top_k)
     best = brute_force.best_cost_with_replicas(case)
@@ -44,7 +44,7 @@ def test_it_comes_near_the_best_placement(seed):
 
 def test_a_search_that_is_stopped_or_has_no_work_says_so_little():
     case = case_with_replicas(1, (2, 2, 2), 5, 2)
-    assert replica_bound(case, 10, lambda: False) == 0.0
+    assert replica_bound(case, 1000, lambda: False) == 0.0
     once = replica_bound(case, PLENTY, lambda: True)
     assert once < replica_bound(case, PLENTY, lambda: False)
 
