@@ -147,7 +147,8 @@ def _capacity(findings: Findings) -> "Figure | None":
                 bounds = [b for b in placement.capacity if (b.level, b.overflow) == (level, "drop")]
                 lost = [100 * bound.mean.lost_pair_rate for bound in bounds]
                 _line(axes, findings, placement, [bound.factor for bound in bounds], lost)
-            axes.set(xlabel="capacity factor", ylabel="% of pairs dropped", title=f"{setting},\nbound per {level}")
+            axes.set(xlabel="capacity factor", ylabel="% of pairs dropped", ylim=(0, None))
+            axes.set_title(f"{setting},\nbound per {level}")
         row[0].legend(frameon=False, fontsize=7)
     return figure
 

@@ -74,8 +74,8 @@ def trace_source(findings: Findings) -> str:
 def _gain(findings: Findings, metrics: Sequence[ShownMetric]) -> Section:
     trace = findings.evaluation.trace
     text = (
-        f"{trace.num_layers} MoE layers, {trace.num_logical_experts} experts, top-{trace.top_k}. "
-        "The best of each column is marked; baselines are set back."
+        f"{trace.num_layers} MoE layer{'' if trace.num_layers == 1 else 's'}, {trace.num_logical_experts} experts, "
+        f"top-{trace.top_k}. The best of each column is marked; baselines are set back."
     )
     notes = [f"{metric.heading}: {metric.unit}." for metric in metrics]
     notes.append(f"Source: {trace_source(findings)}")

@@ -78,6 +78,7 @@ class LineChart {
   }
 
   path(values) {
+    if (values.length === 1) return `M${this.x(this.chart.xs[0])} ${this.y(values[0])}h16`;
     const points = values.map((value, i) => `${this.x(this.chart.xs[i]).toFixed(1)} ${this.y(value).toFixed(1)}`);
     return `M${points.join("L")}`;
   }

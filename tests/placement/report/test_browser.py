@@ -139,5 +139,7 @@ def test_odd_sizes_are_drawn(browser, profile_of, random_plan, tmp_path, sizes, 
     write_page(gather([tmp_path / "plan"], tmp_path / "trace", capacity=[1.0]), tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
     assert browser.complaints() == []
+    lengths = "[...document.querySelectorAll('.plot path.series')].map(path => path.getTotalLength())"
+    assert min(browser.run(lengths)) > 10
     assert "NaN" not in browser.run("document.body.outerHTML")
     assert "undefined" not in browser.run("document.querySelector('main').innerText")
