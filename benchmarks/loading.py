@@ -65,7 +65,13 @@ def main() -> None:
     rows = list(_measure(arguments, shape))
     about = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(
+            [
+                "python",
+                "benchmarks/loading.py",
+                *["--gib", str(arguments.gib), "--ranks", str(arguments.ranks), "--rounds", str(arguments.rounds)],
+            ]
+        ),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {name: version(name) for name in ("specmoe", "torch", "transformers", "safetensors")},
         "checkpoint_bytes": _bytes_of(arguments.work / "source"),
