@@ -15,7 +15,10 @@ from specmoe.routing_config import stated_model_types
 
 # What may stand before "layers.N." in the name of a decoder layer's tensor. Other towers, and extra heads for
 # speculative decoding such as "mtp.layers.0.", are not decoder layers: their tensors are carried along unchanged.
-DECODER_PREFIXES = ("", "model.", "language_model.model.", "model.language_model.", "thinker.model.", "backbone.")
+DECODER_PREFIXES = (
+    *("", "model.", "language_model.model.", "model.language_model.", "thinker.model."),
+    *("backbone.", "language_model.backbone."),
+)
 
 _GATED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _GATED_BY_NUMBER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
@@ -242,13 +245,13 @@ FAMILIES = (
     ),
     Family(
         name="nemotron-h",
-        model_types=("nemotron_h",),
+        model_types=("nemotron_h", "nemotron_h_omni"),
         block="mixer",
         memory_block="mixer",
         routers={"gate.weight": 0, "gate.e_score_correction_bias": 0},
         parameters={"up_proj": ("up_proj",), "down_proj": ("down_proj",)},
         unrouted=(*SHARED, "fc1_latent_proj.", "fc2_latent_proj."),
-        memory_prefixes={"backbone.": "model."},
+        memory_prefixes={"backbone.": "model.", "language_model.backbone.": "language_model.model."},
     ),
 )
 
