@@ -49,13 +49,13 @@ class Processes:
         if self.count == 1:
             return [value]
         values = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        with self._others_answering():
+        with _others_answering():
             dist.all_gather(values, torch.tensor([value]), group=self.group)
         return [int(item) for item in values]
 
     def send(self, arrays: Mapping[str, Array], to: int) -> None:
         """Hand `arrays` to process `to`, which must `receive` them."""
-        with self._others_answering():
+        with _others_answering():
             dist.send_object_list([_layout(arrays)], dst=to, group=self.group)
             for name in sorted(arrays):
                 for block in _blocks(np.require(arrays[name], requirements=["C", "W"])):
@@ -65,20 +65,13 @@ class Processes:
         """The arrays that `sender` sends."""
         layouts: list[Any] = [None]
         arrays = {}
-        with self._others_answering():
+        with _others_answering():
             dist.recv_object_list(layouts, src=sender, group=self.group)
             for name, dtype, shape in layouts[0]:
                 arrays[name] = np.empty(shape, dtype=dtype)
                 for block in _blocks(arrays[name]):
                     dist.recv(block, src=sender, group=self.group)
         return arrays
-
-    @contextmanager
-    def _others_answering(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # a process that was killed says nothing; its connections end
-            raise _lost() from error
 
 
 @contextmanager
@@ -87,27 +80,52 @@ def joined_processes() -> Iterator[Processes]:
 
     The one that says why raises its own error, all others `SaidElsewhereError`.
     """
-    is_available = dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
-    starts = is_available and not dist.is_initialized()
-    if starts:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
-    if not is_available or dist.get_world_size() == 1:
+    if not _has_others():
         yield Processes()
-    else:
-        group = dist.group.WORLD if starts else dist.new_group(backend="gloo", timeout=TIMEOUT)
-        processes = Processes(number=dist.get_rank(), count=dist.get_world_size(), group=group)
-        with _one_voice(processes), _ended_by_signal():
+        return
+    starts = not dist.is_initialized()
+    if starts:
+        with _others_answering():
+            dist.init_process_group("gloo", timeout=TIMEOUT)
+    number = dist.get_rank()
+    with _one_voice(number):
+        processes = _meet(number, dist.group.WORLD if starts else None)
+        # Not before: while a process waits inside torch for others to join, a signal must end it at once.
+        with _ended_by_signal():
             yield processes
     if starts:
         dist.destroy_process_group()
 
 
+def _has_others() -> bool:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size() > 1
+    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _meet(number: int, group: Any) -> Processes:
+    """All processes, connected: one that fails at once would break the others' connecting."""
+    with _others_answering():
+        group = group or dist.new_group(backend="gloo", timeout=TIMEOUT)
+    processes = Processes(number=number, count=dist.get_world_size(), group=group)
+    processes.gather(0)
+    return processes
+
+
 @contextmanager
-def _one_voice(processes: Processes) -> Iterator[None]:
+def _others_answering() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # a process that was killed says nothing; its connections end
+        raise _lost() from error
+
+
+@contextmanager
+def _one_voice(number: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # reaches all of them
-        if processes.number:
+        if number:
             raise SaidElsewhereError("interrupted") from None
         raise
     except SpecmoeError as error:
