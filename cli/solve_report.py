@@ -66,6 +66,8 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
         yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
     if "profile" in plan.predicted:
         yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
+    if "held_out_load_imbalance" in plan.predicted:
+        yield f"                           {plan.predicted['held_out_load_imbalance']:.3f} expected on other requests"
     yield from _bound_lines(plan)
     if plan.num_physical_experts > plan.num_logical_experts:
         yield f"  replicas                 reached by the {plan.replica_choice} choice"

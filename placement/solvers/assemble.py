@@ -12,6 +12,7 @@ from specmoe.placement.objective import objective_of
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.finish_layer import LayerChoice
+from specmoe.placement.solvers.load_drift import expected_imbalance
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -35,7 +36,11 @@ def assemble(
         _plan(profile, topology, options, layers, choice, method, tables) for choice in _choices(options, layers)
     ]
     best = min((measured(plan, profile) for plan in candidates), key=_by_objective)
-    return best if expected is None else replace(best, predicted={**best.predicted, "held_out_objective": expected})
+    if expected is None:
+        return best
+    imbalance = expected_imbalance(best, profile.require_sample("measuring a plan"))
+    held_out = {"held_out_objective": expected, "held_out_load_imbalance": imbalance}
+    return replace(best, predicted={**best.predicted, **held_out})
 
 
 def measured(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:

@@ -5,17 +5,15 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.auto_dp import auto_dp
 from specmoe.placement.solvers.auto_tp import auto_tp
 from specmoe.placement.solvers.counts_only import balance_counts
+from specmoe.placement.solvers.margins import margins_for
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
-
-# The part of the allowed imbalance that the search uses on the profile: loads drift on new requests.
-_MARGIN = 0.5
 
 
 def auto(profile: RoutingProfile, topology: Topology, options: SolveOptions) -> PlacementPlan:
     """The best plan found; from counts alone, where the profile has no sample, the most even one."""
     if profile.sample is None or profile.sample.num_tokens == 0:
         return balance_counts(profile, topology, options)
-    cap = 1.0 + _MARGIN * (options.max_imbalance - 1.0)
     solver = auto_dp if options.attention == "dp" else auto_tp
-    return solver(profile, topology, options, cap)
+    slots = int(topology.slots_of_rank(profile.num_logical_experts, options.extra_slots).sum())
+    return solver(profile, topology, options, margins_for(slots, profile.num_logical_experts))

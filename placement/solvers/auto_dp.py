@@ -23,6 +23,8 @@ from specmoe.placement.solvers.copies import Copies
 from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
+from specmoe.placement.solvers.load_drift import Redraws, expected_heaviest
+from specmoe.placement.solvers.margins import Margins, Trial, best_trial, ceiling_of, under_margin
 from specmoe.placement.solvers.replicated_layer import (
     ANNEALING_ROUNDS,
     anneal_rounds,
@@ -110,6 +112,30 @@ class DpSearch:
 
         return self.each_layer(work)
 
+    def choose_margins(self, share: NDArray[np.float64], places: Places, margins: Margins) -> Places:
+        """Every layer's placement under the margin that suits it, from `places` on; later searches keep to it."""
+        if len(margins) == 1:
+            return places
+        sample = self.profile.require_sample("solving for request homes")
+        redraws = Redraws.of(sample, self.options.seed)
+
+        def work(layer: int) -> tuple[float, NDArray[np.int32]]:
+            redrawn = redraws.pairs(sample.expert_ids[:, layer], self.profile.num_logical_experts)
+            homes = self.homes_of_set(layer, share)
+            trials = []
+            for margin in margins:
+                problem = under_margin(self.searched[layer], margin)
+                place = problem.search(homes, places[layer], patience=_PATIENCE, seed=self.options.seed)
+                copies = float((problem.copies_by_home(place) * homes).sum())
+                heaviest = expected_heaviest(redrawn, place[: problem.num_logical_experts], self.machine.speed)
+                trials.append(Trial(found=(margin, place), copies=copies, heaviest=heaviest))
+            return best_trial(trials, self.options.max_imbalance).found
+
+        chosen = self.each_layer(work)
+        self.problems = [under_margin(one, margin) for one, (margin, _) in zip(self.problems, chosen, strict=True)]
+        self.searched = [under_margin(one, margin) for one, (margin, _) in zip(self.searched, chosen, strict=True)]
+        return [place for _, place in chosen]
+
     def served_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
         """float64 [Q, R]: where new requests like these would start, and the affinity that sends them there."""
         lengths, ep_size = self.requests.lengths, self.machine.ep_size
@@ -128,11 +154,12 @@ class DpSearch:
         return self.cost_per_token(lambda layer: self.problems[layer].copies_by_home(places[layer]))
 
 
-def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
-    """The best plan found; `cap`: the load cap that the search keeps, at most `options.max_imbalance`."""
-    machine = Machine.of(topology, options, profile.num_logical_experts, cap)
+def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, margins: Margins) -> PlacementPlan:
+    """The best plan found; `margins`: the parts of the allowed imbalance that its layers may try on the profile."""
+    machine = Machine.of(topology, options, profile.num_logical_experts, ceiling_of(margins[0], options.max_imbalance))
     search = DpSearch(profile, machine, options)
     places = _best_start(search)
+    places = search.choose_margins(search.served_homes(search.plain_costs(places))[0], places, margins)
     cost = search.plain_costs(places)
     share, affinity = search.served_homes(cost)
     for turn in range(_SERVED_ALTERNATIONS):

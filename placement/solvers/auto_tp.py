@@ -14,6 +14,8 @@ from specmoe.placement.solvers.assemble import assemble
 from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import LayerChoice, finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
+from specmoe.placement.solvers.load_drift import Redraws
+from specmoe.placement.solvers.margins import Margins, ceiling_of
 from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenTable
 from specmoe.placement.solvers.tp_layer import TpLayer, solve_tp_layer
@@ -27,11 +29,12 @@ _STARTS_WITH_REPLICAS = 3
 _SEARCH_TIME = 0.7
 
 
-def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, cap: float) -> PlacementPlan:
-    """The best plan found; `cap`: the load cap that the search keeps, at most `options.max_imbalance`."""
+def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, margins: Margins) -> PlacementPlan:
+    """The best plan found; `margins`: the parts of the allowed imbalance that its layers may try on the profile."""
     sample = profile.require_sample("solving for token tables")
     rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed)
-    machine = Machine.of(topology, options, profile.num_logical_experts, cap)
+    machine = Machine.of(topology, options, profile.num_logical_experts, ceiling_of(margins[0], options.max_imbalance))
+    redraws = Redraws.of(sample, options.seed)
     vocab_size = vocabulary_size(profile)
     slots = int(machine.slots.sum())
     starts = _STARTS_WITH_REPLICAS if slots > profile.num_logical_experts else _STARTS
@@ -42,7 +45,19 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
         problem = LayerProblem.of(profile, layer, machine)
         searched = LayerProblem.of(profile, layer, machine, tokens) if len(tokens) < sample.num_tokens else problem
         timed, seed = _with_share_of_time(options, profile.num_layers - layer), options.seed + layer
-        return solve_tp_layer(problem, searched, tokens, rows, vocab_size, timed, starts=starts, seed=seed)
+        redrawn = redraws.pairs(sample.expert_ids[:, layer], profile.num_logical_experts)
+        return solve_tp_layer(
+            problem,
+            searched,
+            tokens,
+            rows,
+            redrawn,
+            vocab_size,
+            timed,
+            margins=margins,
+            starts=starts,
+            seed=seed,
+        )
 
     solved: list[TpLayer] = []
     expected = 0.0

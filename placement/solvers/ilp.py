@@ -12,6 +12,7 @@ from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.auto_dp import auto_dp
 from specmoe.placement.solvers.auto_tp import auto_tp
+from specmoe.placement.solvers.margins import THE_CAP_ITSELF
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -26,4 +27,4 @@ def ilp(profile: RoutingProfile, topology: Topology, options: SolveOptions) -> P
         )
     profile.require_sample("method 'ilp'")
     solver = auto_dp if options.attention == "dp" else auto_tp
-    return replace(solver(profile, topology, options, options.max_imbalance), method="ilp")
+    return replace(solver(profile, topology, options, THE_CAP_ITSELF), method="ilp")

@@ -14,6 +14,8 @@ from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.copies import Copies
 from specmoe.placement.solvers.effort import affordable_starts
 from specmoe.placement.solvers.layer_problem import LayerProblem
+from specmoe.placement.solvers.load_drift import expected_heaviest
+from specmoe.placement.solvers.margins import Margins, Trial, best_trial, under_margin
 from specmoe.placement.solvers.replicated_layer import (
     ANNEALING_ROUNDS,
     anneal_rounds,
@@ -50,6 +52,19 @@ class _Search:
     rows: TokenRows | None
     price: NDArray[np.float64]
 
+    @classmethod
+    def under(
+        cls,
+        margin: float,
+        problem: LayerProblem,
+        searched: LayerProblem,
+        tokens: NDArray[np.int64],
+        rows: TokenRows | None,
+    ) -> "_Search":
+        """A search that keeps the ceiling of `margin`."""
+        price = np.zeros(problem.machine.ep_size)
+        return cls(under_margin(problem, margin), under_margin(searched, margin), tokens, rows, price)
+
     def homes_of_set(self, homes: TokenHomes | None) -> NDArray[np.float64]:
         """float64 [S, R]: how many tokens of each set that is searched start on each rank."""
         sets = self.searched.sets
@@ -83,23 +98,27 @@ def solve_tp_layer(
     searched: LayerProblem,
     tokens: NDArray[np.int64],
     rows: TokenRows | None,
+    redrawn: NDArray[np.float64],
     vocab_size: int,
     options: SolveOptions,
     *,
+    margins: Margins,
     starts: int,
     seed: int,
 ) -> TpLayer:
-    """The best layer found from `starts` random starts; rows is None where the profile has no token ids.
+    """The best layer found from random starts; rows is None where the profile has no token ids.
 
-    searched: the same layer of the sample's rows `tokens` alone, which searches weigh.
+    searched: the same layer of the sample's rows `tokens` alone, which searches weigh; redrawn: float64 [B, E], each
+    expert's pairs in redraws of the requests; starts: under each margin.
     """
-    search = _Search(problem, searched, tokens, rows, np.zeros(problem.machine.ep_size))
-    found: list[tuple[NDArray[np.int32], NDArray[np.float64], float]] = []
-    for start in range(starts):
-        if found and options.is_over:
+    trials: list[Trial[tuple[_Search, NDArray[np.int32]]]] = []
+    for margin in margins:
+        if trials and options.is_over:
             break
-        found.append(_one_start(search, (seed, start)))
-    place, search.price, _ = min(found, key=lambda run: run[2])
+        search = _Search.under(margin, problem, searched, tokens, rows)
+        trials.append(_best_start(search, redrawn, options, starts, seed))
+    search, place = best_trial(trials, problem.machine.allowed_imbalance).found
+    problem = search.problem
     copies = _with_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
@@ -110,6 +129,21 @@ def solve_tp_layer(
     table = token_table(rows, total, search.price, scale, vocab_size)
     expected = held_out_cost(rows, cost[problem.sets.set_of_token], total, search.price, scale)
     return TpLayer(copies=copies, table=table, expected=expected)
+
+
+def _best_start(
+    search: _Search, redrawn: NDArray[np.float64], options: SolveOptions, starts: int, seed: int
+) -> Trial[tuple[_Search, NDArray[np.int32]]]:
+    """The best of `starts` random starts under the search's margin; the search goes on from its prices."""
+    found: list[tuple[NDArray[np.int32], NDArray[np.float64], float]] = []
+    for start in range(starts):
+        if found and options.is_over:
+            break
+        found.append(_one_start(search, (seed, start)))
+    place, search.price, cost = min(found, key=lambda run: run[2])
+    rank_of_expert = place[: search.problem.num_logical_experts]
+    heaviest = expected_heaviest(redrawn, rank_of_expert, search.problem.machine.speed)
+    return Trial(found=(search, place), copies=cost, heaviest=heaviest)
 
 
 def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
