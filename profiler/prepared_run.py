@@ -106,8 +106,7 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
     if options.device_map is not None and processes.count > 1:
         raise UsageError("device_map spreads the model over the devices of one process; start one process, not several")
     device = choose_device(options.device, processes.local_number)
-    generates = options.num_generated > 0
-    corpus = Corpus(data, domain_column=options.domain_column, prompts_only=generates)
+    corpus = Corpus(data, domain_column=options.domain_column, prompts_only=options.num_generated > 0)
     folder = model_folder(model)
     fingerprint = open_checkpoint(folder).fingerprint
     refuse_unroutable(folder)
@@ -116,14 +115,6 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
     if size.has_messages and not tokenizer.chat_template:
         raise UsageError(f"the data has chat messages, and the tokenizer in {folder} has no chat template; give text")
     loaded = load_model(folder, device, options)
-    requests = RequestStream(
-        corpus,
-        tokenizer,
-        options.length_for(loaded),
-        options.max_tokens,
-        weights=options.weights,
-        to_answer=generates,
-    )
     return PreparedRun(
         folder=folder,
         model_fingerprint=fingerprint,
@@ -132,8 +123,21 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
         layers=find_routed_layers(loaded, str(folder), input_device(loaded)),
         corpus=corpus,
         corpus_size=size,
-        requests=requests,
+        requests=_requests(corpus, tokenizer, loaded, options),
         options=options,
+    )
+
+
+def _requests(
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", options: ProfileOptions
+) -> RequestStream:
+    return RequestStream(
+        corpus,
+        tokenizer,
+        options.length_for(model),
+        options.max_tokens,
+        weights=options.weights,
+        to_answer=options.num_generated > 0,
     )
 
 

@@ -6,9 +6,10 @@ They talk on the CPU (gloo), whatever the model runs on: all that they exchange 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -33,11 +34,15 @@ class SaidElsewhereError(SpecmoeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process's `number` among `count`, and the group that they talk in, None for one process alone."""
+    """This process's `number` among `count`, and the group that they talk in, None for one process alone.
+
+    meeting: a number that all of them have in common, and no other meeting of theirs.
+    """
 
     number: int = 0
     count: int = 1
     group: Any = None
+    meeting: int = 0
 
     @property
     def local_number(self) -> int:
@@ -87,12 +92,10 @@ def joined_processes() -> Iterator[Processes]:
     if starts:
         with _others_answering():
             dist.init_process_group("gloo", timeout=TIMEOUT)
-    number = dist.get_rank()
-    with _one_voice(number):
-        processes = _meet(number, dist.group.WORLD if starts else None)
-        # Not before: while a process waits inside torch for others to join, a signal must end it at once.
-        with _ended_by_signal():
-            yield processes
+    processes = _meet(dist.group.WORLD if starts else None)
+    # Not before: while a process waits inside torch for others to join, a signal must end it at once.
+    with _one_voice(processes), _ended_by_signal():
+        yield processes
     if starts:
         dist.destroy_process_group()
 
@@ -103,13 +106,12 @@ def _has_others() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _meet(number: int, group: Any) -> Processes:
+def _meet(group: Any) -> Processes:
     """All processes, connected: one that fails at once would break the others' connecting."""
     with _others_answering():
         group = group or dist.new_group(backend="gloo", timeout=TIMEOUT)
-    processes = Processes(number=number, count=dist.get_world_size(), group=group)
-    processes.gather(0)
-    return processes
+    processes = Processes(number=dist.get_rank(), count=dist.get_world_size(), group=group)
+    return replace(processes, meeting=processes.gather(time.time_ns())[0])
 
 
 @contextmanager
@@ -121,15 +123,15 @@ def _others_answering() -> Iterator[None]:
 
 
 @contextmanager
-def _one_voice(number: int) -> Iterator[None]:
+def _one_voice(processes: Processes) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # reaches all of them
-        if number:
+        if processes.number:
             raise SaidElsewhereError("interrupted") from None
         raise
     except SpecmoeError as error:
-        if not _may_speak():
+        if not _may_speak(processes.meeting):
             raise SaidElsewhereError("another process of this run failed; see its message") from error
         raise
 
@@ -138,11 +140,11 @@ def _lost() -> SpecmoeError:
     return SpecmoeError("another process of this run was ended (killed, or out of memory); no profile was written")
 
 
-def _may_speak() -> bool:
+def _may_speak(meeting: int) -> bool:
     """Whether this process is the first of all that fails; it says so in the store that the processes met through."""
     try:
         # The group's own store is the one channel that is left; torch has no public name for it.
-        return int(distributed_c10d._get_default_store().add(_SPOKEN, 1)) == 1
+        return int(distributed_c10d._get_default_store().add(f"{_SPOKEN}/{meeting}", 1)) == 1
     except (RuntimeError, ValueError):  # the launcher is gone too
         return True
 
