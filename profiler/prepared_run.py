@@ -12,7 +12,7 @@ from specmoe.artifact import canonical_json
 from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import UsageError
 from specmoe.model_folder import model_folder
-from specmoe.pretrained import load_tokenizer
+from specmoe.pretrained import load_tokenizer, read_config
 from specmoe.profiler.corpus import Corpus, CorpusSize
 from specmoe.profiler.load_model import choose_device, input_device, load_model, refuse_unroutable
 from specmoe.profiler.processes import Processes
@@ -114,6 +114,14 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
     tokenizer = load_tokenizer(folder)
     if size.has_messages and not tokenizer.chat_template:
         raise UsageError(f"the data has chat messages, and the tokenizer in {folder} has no chat template; give text")
+    requests = RequestStream(
+        corpus,
+        tokenizer,
+        options.length_for(read_config(folder)),
+        options.max_tokens,
+        weights=options.weights,
+        to_answer=options.num_generated > 0,
+    )
     loaded = load_model(folder, device, options)
     return PreparedRun(
         folder=folder,
@@ -123,21 +131,8 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
         layers=find_routed_layers(loaded, str(folder), input_device(loaded)),
         corpus=corpus,
         corpus_size=size,
-        requests=_requests(corpus, tokenizer, loaded, options),
+        requests=requests,
         options=options,
-    )
-
-
-def _requests(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", options: ProfileOptions
-) -> RequestStream:
-    return RequestStream(
-        corpus,
-        tokenizer,
-        options.length_for(model),
-        options.max_tokens,
-        weights=options.weights,
-        to_answer=options.num_generated > 0,
     )
 
 

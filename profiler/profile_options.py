@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from specmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SAMPLE_TOKENS = 262_144
 MAX_LENGTH = 2048
@@ -49,9 +52,9 @@ class ProfileOptions:
         """How many tokens the model adds to each request, at most."""
         return self.generate or 0
 
-    def length_for(self, model: Any) -> int:
-        """The longest request; raises `UsageError` for more than `model` can take, with what it is to generate."""
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
+    def length_for(self, config: "PreTrainedConfig") -> int:
+        """The longest request; raises `UsageError` for more than the model can take, with what it is to generate."""
+        most = getattr(config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
         room = most - self.num_generated
         if room < 1:
             raise UsageError(f"generate is {self.generate}, and the model takes at most {most} tokens in all")

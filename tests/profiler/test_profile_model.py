@@ -214,6 +214,16 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str, tiny
         specmoe.profile(tiny_model("olmoe").folder, jsonl, **arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"max_length": 65}, {"weights": [1.0, 2.0]}, {"dtype": "int8"}], ids=str)
+def test_a_wrong_argument_is_named_before_the_weights_are_read(arguments, tiny_model, jsonl, monkeypatch) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(load_model_module, "_load", read)
+    with pytest.raises(UsageError):
+        specmoe.profile(tiny_model("olmoe").folder, jsonl, **arguments)
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, jsonl) -> None:
     with pytest.raises(CheckpointError, match="not a Hugging Face checkpoint"):
         specmoe.profile(tmp_path, jsonl)
