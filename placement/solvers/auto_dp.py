@@ -48,7 +48,9 @@ _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
 _ORDERS = 6
-_HOME_ROUNDS = 5
+_HOME_ROUNDS, _FEWEST_HOME_ROUNDS = 10, 5
+# All layers go down together, so they go slowly: several fast ways down, of which the best counts, found worse homes.
+_MEETINGS = 3
 
 
 class DpSearch:
@@ -221,13 +223,16 @@ def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) 
     def work(layer: int) -> NDArray[np.float32]:
         problem, homes, seed = search.searched[layer], search.homes_of_set(layer, share), search.options.seed + layer
         if not search.options.is_over:
-            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed)
+            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed, meetings)
         if turns[-1] == ANNEALING_ROUNDS - 1:
             ceiling = problem.cap.ceiling
             settle(problem, copies[layer], homes, seed, ceiling=ceiling, overload_price=OVERLOAD_PRICES[0])
         return copies_by_home(search.problems[layer], copies[layer])
 
-    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), _HOME_ROUNDS):
+    slots = int(search.machine.slots.sum())
+    meetings = max(1, affordable_starts(_MEETINGS, slots))
+    home_rounds = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots))
+    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), home_rounds):
         if search.options.is_over:
             break
         cost = search.cost_per_token(work)

@@ -22,7 +22,7 @@ from specmoe.placement.solvers.tp_layer import TpLayer, solve_tp_layer
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
-_STARTS = 6
+_STARTS = 12
 # Annealing begins hot, so it needs no more than a fair start.
 _STARTS_WITH_REPLICAS = 3
 # The part of a time limit for the layers' search; the rest is for seating tokens and for dispatch.

@@ -84,9 +84,17 @@ def fill_slots(problem: LayerProblem, holds: NDArray[np.bool_], homes_of_set: ND
 
 
 def anneal_rounds(
-    problem: LayerProblem, copies: Copies, homes_of_set: NDArray[np.float64], turns: Iterable[int], seed: int
+    problem: LayerProblem,
+    copies: Copies,
+    homes_of_set: NDArray[np.float64],
+    turns: Iterable[int],
+    seed: int,
+    meetings: int = 1,
 ) -> None:
-    """Rounds `turns` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items."""
+    """Rounds `turns` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items.
+
+    meetings: how many times as many proposals a round has as `proposals_per_round`.
+    """
     slots = int(problem.machine.slots.sum())
     items = heaviest_items(problem, homes_of_set, annealed_items(slots))
     hottest = _HOT * annealing_heat(slots) * float(items.weight.sum()) * problem.machine.dearest_copy
@@ -98,7 +106,7 @@ def anneal_rounds(
             network_of(problem),
             problem.cap.ceiling,
             OVERLOAD_PRICES[0],
-            proposals_per_round(problem),
+            meetings * proposals_per_round(problem),
             hottest * cooling**turn,
             hottest * cooling ** (turn + 1),
             False,

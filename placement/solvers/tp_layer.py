@@ -1,11 +1,11 @@
 """One layer under `tp`: placement and token table found together, judged on folds of requests that the table missed.
 
 Homes and placement alternate: given where tokens start, swaps improve the placement; given the placement, tokens start
-where it is cheapest for them, under prices that fill the ranks evenly. From a handful of random starts most reach the
-same best optimum.
+where it is cheapest for them, under prices that fill the ranks evenly. Random starts go on until
+several have reached the same best end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
 
 _TEMPERATURES = (0.03, 0.02, 0.01)
+# So many starts that end alike, to such a part of their cost, are enough.
+_SAME_ENDS, _SAME_END = 3, 1e-4
+_ANNEALINGS = 3
+# Seeds of layers follow each other.
+_SEEDS_APART = 1009
 _SEATINGS, _FEWEST_SEATINGS = 10, 4
 
 
@@ -119,7 +124,7 @@ def solve_tp_layer(
         trials.append(_best_start(search, redrawn, options, starts, seed))
     search, place = best_trial(trials, problem.machine.allowed_imbalance).found
     problem = search.problem
-    copies = _with_replicas(search, place, options, seed)
+    search, copies = _best_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
         expected = search.expected(None, cost) / len(problem.sets.set_of_token)
@@ -137,13 +142,18 @@ def _best_start(
     """The best of `starts` random starts under the search's margin; the search goes on from its prices."""
     found: list[tuple[NDArray[np.int32], NDArray[np.float64], float]] = []
     for start in range(starts):
-        if found and options.is_over:
+        if found and (options.is_over or _is_settled([cost for _, _, cost in found])):
             break
         found.append(_one_start(search, (seed, start)))
     place, search.price, cost = min(found, key=lambda run: run[2])
     rank_of_expert = place[: search.problem.num_logical_experts]
     heaviest = expected_heaviest(redrawn, rank_of_expert, search.problem.machine.speed)
     return Trial(found=(search, place), copies=cost, heaviest=heaviest)
+
+
+def _is_settled(costs: list[float]) -> bool:
+    """Whether starts keep ending in the best end known, so that more of them would hardly find a better one."""
+    return sum(cost <= min(costs) * (1 + _SAME_END) for cost in costs) >= _SAME_ENDS
 
 
 def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
@@ -157,6 +167,26 @@ def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32
         cost = search.problem.copies_by_home(place)
         homes = search.seat(cost, temperature)
     return place, search.price, search.expected(homes, cost)
+
+
+def _best_replicas(
+    search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int
+) -> tuple[_Search, Copies]:
+    """The best of several annealings, which end far apart, and the state of its search; the one placement as it is
+    without free slots.
+    """
+    slots = int(search.problem.machine.slots.sum())
+    attempts = affordable_starts(_ANNEALINGS, slots) if slots > search.problem.num_logical_experts else 1
+    found: list[tuple[_Search, Copies, float]] = []
+    for attempt in range(max(1, attempts)):
+        if found and options.is_over:
+            break
+        own = replace(search, price=search.price.copy())
+        copies = _with_replicas(own, place, options, seed + attempt * _SEEDS_APART)
+        cost = copies_by_home(search.problem, copies)
+        found.append((own, copies, own.expected(own.seat(cost, _TEMPERATURES[-1]), cost)))
+    best, copies, _ = min(found, key=lambda run: run[2])
+    return best, copies
 
 
 def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int) -> Copies:
