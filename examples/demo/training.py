@@ -22,12 +22,15 @@ CLOCK_TOLERANCE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """What training did: the loss of every step in nats per token, and how long all of it took."""
+    """What training did: the loss of every step in nats per token, how long all of it took, and in which type matrix
+    products ran.
+    """
 
     losses: list[float]
     tokens: int
     seconds: float
     stopped_by_time: bool
+    matmul_dtype: str
 
 
 def train(
@@ -56,6 +59,7 @@ def train(
         tokens=len(losses) * batch_tokens,
         seconds=time.monotonic() - start,
         stopped_by_time=len(losses) < recipe.steps,
+        matmul_dtype=str(matmul_dtype).removeprefix("torch."),
     )
 
 
