@@ -68,6 +68,9 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
         yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
     if "held_out_load_imbalance" in plan.predicted:
         yield f"                           {plan.predicted['held_out_load_imbalance']:.3f} expected on other requests"
+    if "robust" in plan.predicted:
+        worst, plain = (max(plan.predicted["robust"][name]) for name in ("objective", "plain_objective"))
+        yield f"  worst domain             {worst:.3f} copies per token ({plain:.3f} by a plan for all tokens together)"
     yield from _bound_lines(plan)
     if plan.num_physical_experts > plan.num_logical_experts:
         yield f"  replicas                 reached by the {plan.replica_choice} choice"

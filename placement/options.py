@@ -34,7 +34,8 @@ class SolveOptions:
     over the mean, at least 1. time_limit: seconds, None for the method's own. replica_choice: None for the better one.
     group_limited: only permutations that keep the router's expert groups; expert_groups: how many equal groups of
     consecutive experts the router has, None where it has none or where that is unknown. best_effort: the best
-    reachable plan where the cap cannot be kept, in place of an error. workers: threads that solve layers side by side.
+    reachable plan where the cap cannot be kept, in place of an error. robust: least copies on the worst of the
+    profile's domains, in place of all tokens together. workers: threads that solve layers side by side.
     on_progress: called now and then, from any of those threads. should_stop: asked now and then; once it says yes, the
     best plan so far is finished and returned. ends_at: by `time.monotonic()`, where there is a time limit.
     bound_seconds: one core's work on a lower bound, counted in operations; 0 for none.
@@ -49,6 +50,7 @@ class SolveOptions:
     group_limited: bool = False
     expert_groups: int | None = None
     best_effort: bool = False
+    robust: bool = False
     workers: int = 2
     on_progress: Callable[[SolveProgress], None] | None = None
     should_stop: Callable[[], bool] | None = None

@@ -19,6 +19,7 @@ from specmoe.placement.solvers.counts_only import loads_counted
 from specmoe.placement.solvers.expert_groups import check_groups
 from specmoe.placement.solvers.feasibility import keep_cap
 from specmoe.placement.solvers.ilp import ilp
+from specmoe.placement.solvers.robust import solve_robustly
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -56,6 +57,7 @@ def solve(
     group_limited: bool = False,
     expert_groups: int | None = None,
     best_effort: bool = False,
+    robust: bool = False,
     bound_seconds: float = 10.0,
     on_progress: Callable[[SolveProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -65,7 +67,8 @@ def solve(
     Fewest remote copies per token, with the heaviest rank's load at most `max_imbalance` times the mean in every layer
     of the profile. The same inputs and seed give the same plan, unless `time_limit` (seconds) or `should_stop`
     (asked now and then) ends the search, which then gives the best so far. `bound_seconds` is what a lower bound may
-    cost, in one core's seconds counted by operations; 0 for none.
+    cost, in one core's seconds counted by operations; 0 for none. `robust` asks for the fewest copies on the worst of
+    the profile's domains, in place of the mean over all tokens.
     Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
     (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
     """
@@ -80,6 +83,7 @@ def solve(
         group_limited=group_limited,
         expert_groups=expert_groups or profile.num_expert_groups,
         best_effort=best_effort,
+        robust=robust,
         on_progress=on_progress,
         should_stop=should_stop,
         bound_seconds=bound_seconds,
@@ -90,16 +94,26 @@ def solve(
         )
     if method not in METHODS:
         raise UsageError(f"method is {method!r}, one of {', '.join(METHODS)} was expected")
+    if robust and method == "ilp":
+        raise UsageError(
+            "robust asks for the least worst domain, method 'ilp' proves the least mean; use method 'auto'"
+        )
     slots = machine.slots_of_rank(profile.num_logical_experts, extra_slots)
     if group_limited:
         check_groups(profile.num_logical_experts, slots, options.expert_groups, method)
     begin = time.monotonic()
-    plan = METHODS[method](profile, machine, _ending(options, begin, _SEARCH if bound_seconds else 1.0))
+    searching = _ending(options, begin, _SEARCH if bound_seconds else 1.0)
+    if robust:
+        plan = solve_robustly(METHODS[method], profile, machine, searching)
+    else:
+        plan = METHODS[method](profile, machine, searching)
     if plan.objective is None:
         has_tokens = profile.sample is not None and profile.sample.num_tokens > 0
         plan = measured(plan, profile) if has_tokens else loads_counted(plan, profile)
     is_small = profile.num_logical_experts <= _FEW_EXPERTS
-    plan = prove(plan, profile, _ending(options, begin, 1.0), exact=method == "ilp" or (method == "auto" and is_small))
+    # The best placement for all tokens together is not the one that was asked for where the worst domain counts.
+    is_exact = method == "ilp" or (method == "auto" and is_small and not robust)
+    plan = prove(plan, profile, _ending(options, begin, 1.0), exact=is_exact)
     return _noted(plan, options) if method in _WITHOUT_CAP else _noted(keep_cap(plan, profile, options), options)
 
 

@@ -37,6 +37,7 @@ from specmoe.cli.phase_option import phase_option
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--best-effort", is_flag=True, help="The best reachable plan where the load cap cannot be kept.")
+@click.option("--robust", is_flag=True, help="Fewest copies on the worst of the profile's domains, not on average.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--force", is_flag=True, help="Replace an existing plan.")
 def command(

@@ -29,17 +29,22 @@ def assemble(
 ) -> PlacementPlan:
     """The plan of the solved layers, measured on the profile's sample.
 
-    expected: the objective on requests that the plan was not fitted to, None where the method cannot say; tables: the
-    plan's optional tensors.
+    expected: the objective, with the cover choice of replicas, on requests that the plan was not fitted to, None where
+    the method cannot say; tables: the plan's optional tensors.
     """
-    candidates = [
-        _plan(profile, topology, options, layers, choice, method, tables) for choice in _choices(options, layers)
-    ]
-    best = min((measured(plan, profile) for plan in candidates), key=_by_objective)
+    plans = {
+        choice: measured(_plan(profile, topology, options, layers, choice, method, tables), profile)
+        for choice in _choices(options, layers)
+    }
+    allowed = [plans[choice] for choice in plans if options.replica_choice in (None, choice)]
+    best = min(allowed, key=_by_objective)
     if expected is None:
         return best
     imbalance = expected_imbalance(best, profile.require_sample("measuring a plan"))
-    held_out = {"held_out_objective": expected, "held_out_load_imbalance": imbalance}
+    by_cover = _by_objective(plans.get("cover", best))
+    # Another choice is taken to cost in the same proportion on new requests as on the profile.
+    own_share = _by_objective(best) / by_cover if by_cover else 1.0
+    held_out = {"held_out_objective": expected * own_share, "held_out_load_imbalance": imbalance}
     return replace(best, predicted={**best.predicted, **held_out})
 
 
@@ -56,10 +61,9 @@ def _by_objective(plan: PlacementPlan) -> float:
 
 
 def _choices(options: SolveOptions, layers: Sequence[LayerChoice]) -> tuple[ReplicaChoice, ...]:
-    if options.replica_choice is not None:
-        return (options.replica_choice,)
+    """The replica choices that differ; without replicas none do."""
     has_replicas = any(layer.holds.sum() > layer.holds.shape[1] for layer in layers)
-    return ("cover", "static") if has_replicas else ("static",)
+    return ("cover", "static") if has_replicas else (options.replica_choice or "static",)
 
 
 def _plan(

@@ -25,7 +25,7 @@ def keep_cap(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions
     """
     if profile.sample is None or profile.sample.num_tokens == 0:
         return plan
-    heaviest = _heaviest_of_layer(plan, profile)
+    heaviest = heaviest_of_layer(plan, profile)
     worst = int(heaviest.argmax())
     above = heaviest[worst] - options.max_imbalance
     if above > _TOLERANCE and not options.best_effort:
@@ -50,7 +50,7 @@ def _rounded_up(imbalance: float) -> float:
     return math.ceil(imbalance * 100) / 100
 
 
-def _heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
+def heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
     """float64 [L]: the heaviest rank's load over its speed, relative to the mean, on the profile's sample."""
     sample = profile.require_sample("checking the load cap")
     homes = homes_of(plan, sample)

@@ -1,0 +1,101 @@
+"""Plans for some data sets, measured on others: `solve --robust` beside the plain mode.
+
+python benchmarks/robust.py FIT DEV --ranks 4 --attention tp --extra-slots 0
+
+FIT and DEV are npz traces or profiles whose tokens carry domain ids. Plans are solved on half of FIT's domains, by
+turns the even and the odd ones, and measured on DEV: on the domains that they were fitted to, and on the others. Writes
+benchmarks/results/robust-NAME.json.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from placement import RESULTS, load_trace
+
+from specmoe.placement.metrics import mean_metrics, measure_plan
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.solve import solve
+from specmoe.placement.solvers.robust import domain_losses, rows_of
+from specmoe.profiler.routing_profile import RoutingProfile
+
+# Domains with fewer tokens than this say little.
+FEWEST_TOKENS = 1000
+
+
+def of_domains(profile: RoutingProfile, domains: np.ndarray) -> RoutingProfile:
+    """The profile of these domains' requests."""
+    sample = profile.require_sample("the benchmark")
+    assert sample.domain_ids is not None
+    kept = rows_of(sample, np.flatnonzero(np.isin(sample.domain_ids, domains)))
+    counts = [np.bincount(ids.ravel(), minlength=profile.num_logical_experts) for ids in kept.expert_ids.swapaxes(0, 1)]
+    return RoutingProfile(
+        layer_ids=profile.layer_ids,
+        expert_counts=np.stack(counts).astype(np.int64),
+        num_logical_experts=profile.num_logical_experts,
+        top_k=profile.top_k,
+        num_tokens=kept.num_tokens,
+        vocab_size=profile.vocab_size,
+        sample=kept,
+    )
+
+
+def measured_on(plan: PlacementPlan, trace: RoutingProfile) -> dict[str, float]:
+    """Mean and worst domain of one plan on one trace."""
+    metrics = mean_metrics(measure_plan(plan, trace.require_sample("the benchmark")))
+    return {
+        "remote_copies_per_token": metrics.remote_copies_per_token,
+        "load_imbalance": metrics.load_imbalance,
+        "worst_domain": float(domain_losses(plan=plan, profile=trace).max()),
+    }
+
+
+def large_domains(profile: RoutingProfile) -> np.ndarray:
+    sample = profile.require_sample("the benchmark")
+    if sample.domain_ids is None:
+        raise click.UsageError("the traces need domain ids")
+    domains, tokens = np.unique(sample.domain_ids, return_counts=True)
+    return domains[tokens >= FEWEST_TOKENS]
+
+
+@click.command()
+@click.argument("fit", type=click.Path(path_type=Path, exists=True))
+@click.argument("dev", type=click.Path(path_type=Path, exists=True))
+@click.option("--ranks", default=4, show_default=True)
+@click.option("--attention", type=click.Choice(["dp", "tp"]), default="tp", show_default=True)
+@click.option("--extra-slots", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--name", help="Of the file in benchmarks/results; FIT's by default.")
+def main(fit: Path, dev: Path, ranks: int, attention: Any, extra_slots: int, seed: int, name: str | None) -> None:
+    traces = load_trace(fit), load_trace(dev)
+    domains = np.intersect1d(large_domains(traces[0]), large_domains(traces[1]))
+    rows = []
+    for half in (0, 1):
+        known, new = domains[half::2], domains[1 - half :: 2]
+        profile = of_domains(traces[0], known)
+        for robust in (False, True):
+            begin = time.perf_counter()
+            plan = solve(
+                profile, ranks, attention=attention, extra_slots=extra_slots, seed=seed, robust=robust,
+                best_effort=True, bound_seconds=0,
+            )  # fmt: skip
+            row = {"fitted_domains": known.tolist(), "robust": robust, "seconds": time.perf_counter() - begin}
+            row["profile_domains"] = domain_losses(plan=plan, profile=profile).tolist()
+            row["known_domains"] = measured_on(plan, of_domains(traces[1], known))
+            row["new_domains"] = measured_on(plan, of_domains(traces[1], new))
+            rows.append(row)
+            click.echo(json.dumps(row))
+    about = {"fit": fit.name, "dev": dev.name, "ranks": ranks, "attention": attention, "extra_slots": extra_slots}
+    path = RESULTS / f"robust-{name or fit.stem}.json"
+    path.write_text(json.dumps({"about": {**about, "seed": seed}, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
