@@ -23,6 +23,8 @@ from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
 _STARTS = 12
+# They are many, so they become fewer from half as many slots on.
+_STARTS_THIN_OUT = 2
 # Annealing begins hot, so it needs no more than a fair start.
 _STARTS_WITH_REPLICAS = 3
 # The part of a time limit for the layers' search; the rest is for seating tokens and for dispatch.
@@ -37,8 +39,10 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     redraws = Redraws.of(sample, options.seed)
     vocab_size = vocabulary_size(profile)
     slots = int(machine.slots.sum())
-    starts = _STARTS_WITH_REPLICAS if slots > profile.num_logical_experts else _STARTS
-    starts = max(1, affordable_starts(starts, slots))
+    if slots > profile.num_logical_experts:
+        starts = max(1, affordable_starts(_STARTS_WITH_REPLICAS, slots))
+    else:
+        starts = max(1, affordable_starts(_STARTS, _STARTS_THIN_OUT * slots))
     tokens = searched_tokens(sample.num_tokens, profile.top_k, options.seed)
 
     def solve_layer(layer: int) -> TpLayer:
