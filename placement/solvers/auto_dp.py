@@ -7,6 +7,7 @@ for new requests and not for those of the profile.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TypeVar
 
 import numpy as np
@@ -43,7 +44,7 @@ from specmoe.profiler.routing_profile import RoutingProfile
 Result = TypeVar("Result")
 Places = list[NDArray[np.int32]]
 
-_STARTS = 2
+_STARTS = 5
 _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
@@ -160,17 +161,8 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     """The best plan found; `margins`: the parts of the allowed imbalance that its layers may try on the profile."""
     machine = Machine.of(topology, options, profile.num_logical_experts, ceiling_of(margins[0], options.max_imbalance))
     search = DpSearch(profile, machine, options)
-    places = _best_start(search)
-    places = search.choose_margins(search.served_homes(search.plain_costs(places))[0], places, margins)
-    cost = search.plain_costs(places)
-    share, affinity = search.served_homes(cost)
-    for turn in range(_SERVED_ALTERNATIONS):
-        if options.is_over:
-            break
-        wanted = even_homes(cost, search.requests.lengths)
-        places = search.place(0.5 * share + 0.5 * wanted, places, 0, turn)
-        cost = search.plain_costs(places)
-        share, affinity = search.served_homes(cost)
+    search, places = _best_start(search, margins)
+    share, affinity = search.served_homes(search.plain_costs(places))
     copies = search.each_layer(
         lambda layer: fill_slots(
             search.searched[layer], holds_of(search.searched[layer], places[layer]), search.homes_of_set(layer, share)
@@ -191,30 +183,50 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     return assemble(profile, topology, options, layers, method="auto", expected=expected, **tables)
 
 
-def _best_start(search: DpSearch) -> Places:
-    """The placements of the clustering that serves new requests best."""
+def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:
+    """The placements, alternated to the end, of the clustering that serves new requests best, and their search."""
     sample = search.profile.require_sample("clustering requests")
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
-    found: list[tuple[float, Places]] = []
-    slots = int(search.machine.slots.sum())
-    starts = max(1, affordable_starts(_STARTS, slots))
+    found: list[tuple[float, DpSearch, Places]] = []
+    starts = max(1, affordable_starts(_STARTS, int(search.machine.slots.sum())))
     for start in range(starts):
         if found and search.options.is_over:
             break
-        seed = search.options.seed + start
-        share = clustered_homes(features, search.requests.lengths, search.machine.ep_size, seed)
-        placed: Places | None = None
-        for turn, restarts in enumerate(_RESTARTS):
-            if placed is not None and search.options.is_over:
-                break
-            afresh = affordable_starts(restarts, slots)
-            placed = search.place(share, placed, afresh if placed else max(1, afresh), seed + turn)
-            cost = search.plain_costs(placed)
-            share = even_homes(cost, search.requests.lengths)
-        assert placed is not None
-        found.append((search.expected(search.served_homes(cost)[0], cost), placed))
-        search.options.report("starts", start + 1, starts, min(value for value, _ in found))
-    return min(found, key=lambda pair: pair[0])[1]
+        own, seed = copy(search), search.options.seed + start
+        placed = _clustered(own, features, seed)
+        placed = own.choose_margins(own.served_homes(own.plain_costs(placed))[0], placed, margins)
+        placed = _alternated(own, placed)
+        cost = own.plain_costs(placed)
+        found.append((own.expected(own.served_homes(cost)[0], cost), own, placed))
+        search.options.report("starts", start + 1, starts, min(value for value, _, _ in found))
+    _, best, places = min(found, key=lambda run: run[0])
+    return best, places
+
+
+def _clustered(search: DpSearch, features: NDArray[np.float64], seed: int) -> Places:
+    """Placements for one clustering of the requests, whose homes then follow the placements."""
+    slots = int(search.machine.slots.sum())
+    share = clustered_homes(features, search.requests.lengths, search.machine.ep_size, seed)
+    placed: Places | None = None
+    for turn, restarts in enumerate(_RESTARTS):
+        if placed is not None and search.options.is_over:
+            break
+        afresh = affordable_starts(restarts, slots)
+        placed = search.place(share, placed, afresh if placed else max(1, afresh), seed + turn)
+        share = even_homes(search.plain_costs(placed), search.requests.lengths)
+    assert placed is not None
+    return placed
+
+
+def _alternated(search: DpSearch, places: Places) -> Places:
+    """Placements for homes that new requests can be sent to, half way between those and the best ones."""
+    for turn in range(_SERVED_ALTERNATIONS):
+        if search.options.is_over:
+            break
+        cost = search.plain_costs(places)
+        wanted = even_homes(cost, search.requests.lengths)
+        places = search.place(0.5 * search.served_homes(cost)[0] + 0.5 * wanted, places, 0, turn)
+    return places
 
 
 def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) -> NDArray[np.float64]:
