@@ -1,0 +1,140 @@
+"""How `solve` grows with tokens, layers, experts and ranks, on synthetic routing.
+
+python benchmarks/solver_scaling.py
+python benchmarks/solver_scaling.py --sweeps tokens,layers --attention tp
+
+One number of a small case changes at a time; the slope of CPU time over it, both as logarithms, is the exponent of
+growth. With them the sizes of gpt-oss-20b and DeepSeek-V3. Writes benchmarks/results/solver-scaling.{md,json}.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from solver_suite.solve_case import Case, Measured, case_from_json, measure_apart, measure_here
+from solver_suite.synthetic import TraceSize
+
+from specmoe.placement.plan import Attention
+
+RESULTS = Path(__file__).parent / "results"
+SMALL = TraceSize(layers=8, experts=64, top_k=8, tokens=40_000, vocabulary=50_000)
+SMALL_RANKS = 8
+GROWN = {
+    "tokens": (20_000, 40_000, 80_000, 160_000),
+    "layers": (4, 8, 16, 32),
+    "experts": (32, 64, 128, 256),
+    "ranks": (4, 8, 16, 32),
+}
+GPT_OSS = TraceSize(layers=24, experts=32, top_k=4, tokens=60_000, vocabulary=200_000)
+DEEPSEEK = TraceSize(layers=58, experts=256, top_k=8, tokens=200_000, vocabulary=129_280)
+# Name, size, ranks, extra slots a rank.
+MODELS = (
+    ("gpt-oss-20b", GPT_OSS, 4, 0),
+    ("gpt-oss-20b", GPT_OSS, 4, 1),
+    ("gpt-oss-20b", GPT_OSS, 8, 1),
+    ("DeepSeek-V3", DEEPSEEK, 32, 0),
+    ("DeepSeek-V3", DEEPSEEK, 32, 1),
+)
+
+
+def sweep(grown: str, attention: Attention) -> Iterator[Case]:
+    """The cases of one sweep, one replica slot a rank."""
+    for value in GROWN[grown]:
+        size = SMALL if grown == "ranks" else replace(SMALL, **{grown: value})
+        ranks = value if grown == "ranks" else SMALL_RANKS
+        yield Case(size=size, ranks=ranks, attention=attention, extra_slots=1)
+
+
+def exponent(grown: str, found: list[Measured]) -> float:
+    """The slope of the logarithm of CPU seconds over that of what grows."""
+    seconds = [one.cpu_s for one in found]
+    return float(np.polyfit(np.log(GROWN[grown]), np.log(seconds), 1)[0])
+
+
+def table(found: list[Measured]) -> list[str]:
+    """A markdown table of cases."""
+    lines = [
+        "| layers | experts | top-k | tokens | ranks | extra slots | attention | wall s | CPU s | peak MiB "
+        "| copies per token (imbalance) | linear | EPLB |",
+        "|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in found:
+        size, case = one.case.size, one.case
+        cells = [size.layers, size.experts, size.top_k, size.tokens, case.ranks, case.extra_slots, case.attention]
+        times = [f"{one.wall_s:.1f}", f"{one.cpu_s:.1f}", f"{one.peak_mib:.0f}"]
+        copies = [f"{one.copies[name]:.3f} ({one.imbalance[name]:.2f})" for name in ("auto", "linear", "eplb")]
+        lines.append("| " + " | ".join([*map(str, cells), *times, *copies]) + " |")
+    return lines
+
+
+def markdown(record: dict[str, list[Measured]], about: dict[str, Any]) -> str:
+    """All tables, the exponents under each sweep."""
+    lines = [
+        "# How `solve --method auto` grows, on synthetic routing",
+        "",
+        ", ".join(f"{name} {number}" for name, number in about["versions"].items()) + f"; {about['machine']}. "
+        f"`{about['command']}`. CPU seconds of all threads; copies and imbalance on other requests of the same model.",
+    ]
+    for title, found in record.items():
+        lines += ["", f"## {title}", "", *table(found)]
+        grown = title.split(",")[0]
+        if grown in GROWN and len(found) == len(GROWN[grown]):
+            lines += ["", f"CPU seconds grow with the {grown} to the power {exponent(grown, found):.2f}."]
+    return "\n".join(lines) + "\n"
+
+
+def planned(sweeps: list[str], attentions: list[str], models: list[str]) -> Iterator[tuple[str, Case]]:
+    """Every case, under the title of its table."""
+    for grown in sweeps:
+        for attention in attentions:
+            for case in sweep(grown, attention):  # type: ignore[arg-type]
+                yield f"{grown}, {attention}", case
+    for name, size, ranks, extra_slots in MODELS:
+        for attention in attentions if name in models else ():
+            yield name, Case(size=size, ranks=ranks, attention=attention, extra_slots=extra_slots)  # type: ignore[arg-type]
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@click.command()
+@click.option("--sweeps", default=",".join(GROWN), show_default=True)
+@click.option("--attention", default="dp,tp", show_default=True)
+@click.option("--models", default="gpt-oss-20b,DeepSeek-V3", show_default=True)
+@click.option("--one", hidden=True, help="A case as JSON, measured in this process.")
+def main(sweeps: str, attention: str, models: str, one: str | None) -> None:
+    if one is not None:
+        click.echo(json.dumps(asdict(measure_here(case_from_json(one)))))
+        return
+    record: dict[str, list[Measured]] = {}
+    for title, case in planned(split(sweeps), split(attention), split(models)):
+        found = measure_apart(case)
+        record.setdefault(title, []).append(found)
+        click.echo(f"{title}: {case.size}, {case.ranks} ranks: {found.wall_s:.1f} s, {found.cpu_s:.1f} CPU s", err=True)
+    about = {
+        "command": "python benchmarks/solver_scaling.py " + " ".join(sys.argv[1:]),
+        "versions": {package: version(package) for package in ("specmoe", "numpy", "numba", "scipy", "scikit-learn")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+    text = markdown(record, about)
+    click.echo(text)
+    (RESULTS / "solver-scaling.md").write_text(text, encoding="utf-8")
+    rows = {title: [asdict(one) for one in found] for title, found in record.items()}
+    content = json.dumps({"about": about, "tables": rows}, indent=1)
+    (RESULTS / "solver-scaling.json").write_text(content + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
