@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -39,12 +39,15 @@ GROWN = {
 GPT_OSS = TraceSize(layers=24, experts=32, top_k=4, tokens=60_000, vocabulary=200_000)
 DEEPSEEK = TraceSize(layers=58, experts=256, top_k=8, tokens=200_000, vocabulary=129_280)
 # Name, size, ranks, extra slots a rank.
-MODELS = (
-    ("gpt-oss-20b", GPT_OSS, 4, 0),
-    ("gpt-oss-20b", GPT_OSS, 4, 1),
-    ("gpt-oss-20b", GPT_OSS, 8, 1),
-    ("DeepSeek-V3", DEEPSEEK, 32, 0),
-    ("DeepSeek-V3", DEEPSEEK, 32, 1),
+MODELS: tuple[tuple[str, TraceSize, int, Attention, int], ...] = (
+    ("gpt-oss-20b", GPT_OSS, 4, "dp", 0),
+    ("gpt-oss-20b", GPT_OSS, 4, "tp", 0),
+    ("gpt-oss-20b", GPT_OSS, 4, "dp", 1),
+    ("gpt-oss-20b", GPT_OSS, 4, "tp", 1),
+    ("gpt-oss-20b", GPT_OSS, 8, "dp", 1),
+    ("gpt-oss-20b", GPT_OSS, 8, "tp", 1),
+    ("DeepSeek-V3", DEEPSEEK, 32, "dp", 1),
+    ("DeepSeek-V3", DEEPSEEK, 32, "tp", 0),
 )
 
 
@@ -94,15 +97,15 @@ def markdown(record: dict[str, list[Measured]], about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def planned(sweeps: list[str], attentions: list[str], models: list[str]) -> Iterator[tuple[str, Case]]:
+def planned(sweeps: list[str], attentions: list[Attention], models: list[str]) -> Iterator[tuple[str, Case]]:
     """Every case, under the title of its table."""
     for grown in sweeps:
         for attention in attentions:
-            for case in sweep(grown, attention):  # type: ignore[arg-type]
+            for case in sweep(grown, attention):
                 yield f"{grown}, {attention}", case
-    for name, size, ranks, extra_slots in MODELS:
-        for attention in attentions if name in models else ():
-            yield name, Case(size=size, ranks=ranks, attention=attention, extra_slots=extra_slots)  # type: ignore[arg-type]
+    for name, size, ranks, attention, extra_slots in MODELS:
+        if name in models and attention in attentions:
+            yield name, Case(size=size, ranks=ranks, attention=attention, extra_slots=extra_slots)
 
 
 def split(text: str) -> list[str]:
@@ -119,7 +122,8 @@ def main(sweeps: str, attention: str, models: str, one: str | None) -> None:
         click.echo(json.dumps(asdict(measure_here(case_from_json(one)))))
         return
     record: dict[str, list[Measured]] = {}
-    for title, case in planned(split(sweeps), split(attention), split(models)):
+    attentions = [kind for kind in get_args(Attention) if kind in split(attention)]
+    for title, case in planned(split(sweeps), attentions, split(models)):
         found = measure_apart(case)
         record.setdefault(title, []).append(found)
         click.echo(f"{title}: {case.size}, {case.ranks} ranks: {found.wall_s:.1f} s, {found.cpu_s:.1f} CPU s", err=True)
