@@ -4,7 +4,7 @@ python benchmarks/solver_scaling.py
 python benchmarks/solver_scaling.py --sweeps tokens,layers --attention tp
 
 One number of a small case changes at a time; the slope of CPU time over it, both as logarithms, is the exponent of
-growth. With them the sizes of gpt-oss-20b and DeepSeek-V3. Writes benchmarks/results/solver-scaling.{md,json}.
+growth. With them the sizes of gpt-oss-20b and DeepSeek-V3. Writes benchmarks/results/NAME.{md,json}.
 """
 
 import json
@@ -116,8 +116,9 @@ def split(text: str) -> list[str]:
 @click.option("--sweeps", default=",".join(GROWN), show_default=True)
 @click.option("--attention", default="dp,tp", show_default=True)
 @click.option("--models", default="gpt-oss-20b,DeepSeek-V3", show_default=True)
+@click.option("--name", default="solver-scaling", show_default=True, help="Of the files in benchmarks/results.")
 @click.option("--one", hidden=True, help="A case as JSON, measured in this process.")
-def main(sweeps: str, attention: str, models: str, one: str | None) -> None:
+def main(sweeps: str, attention: str, models: str, name: str, one: str | None) -> None:
     if one is not None:
         click.echo(json.dumps(asdict(measure_here(case_from_json(one)))))
         return
@@ -134,10 +135,10 @@ def main(sweeps: str, attention: str, models: str, one: str | None) -> None:
     }
     text = markdown(record, about)
     click.echo(text)
-    (RESULTS / "solver-scaling.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     rows = {title: [asdict(one) for one in found] for title, found in record.items()}
     content = json.dumps({"about": about, "tables": rows}, indent=1)
-    (RESULTS / "solver-scaling.json").write_text(content + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
