@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
