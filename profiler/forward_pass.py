@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specmoe.artifact import Array
 from specmoe.errors import CheckpointError, UsageError
 from specmoe.profiler.batches import Batch
 from specmoe.profiler.experts_interface import PassRouting
+from specmoe.profiler.host_copy import HostCopy, copy_to_host, to_device
 from specmoe.profiler.pair_counts import id_dtype
 from specmoe.profiler.recording_thread import RecordingThread
 from specmoe.profiler.request_stream import Request
@@ -39,9 +42,9 @@ def fitting_in_memory(device: torch.device, batch: Batch) -> Iterator[None]:
 
 def run_batch(model: torch.nn.Module, batch: Batch, device: torch.device) -> None:
     """Run `batch` through `model`, which takes its input on `device`."""
-    arguments = {"input_ids": torch.from_numpy(batch.input_ids).to(device)}
+    arguments = {"input_ids": to_device(batch.input_ids, device)}
     if not batch.mask.all():
-        arguments["attention_mask"] = torch.from_numpy(batch.mask.astype(np.int64)).to(device)
+        arguments["attention_mask"] = to_device(batch.mask.astype(np.int64), device)
     with fitting_in_memory(device, batch):
         model(**arguments, use_cache=False)
 
@@ -56,17 +59,25 @@ def record_batch(
     """Take the tokens of `requests`, in this order at `rows` int64 [T] of the pass, and leave the padding.
 
     What is copied to the host is a byte or two per expert id, and the weights of those tokens that the sample wants.
+    Nothing here waits for the device: the recording thread does, and raises `CheckpointError` for an id out of range.
     """
     device = routing.expert_ids.device
-    expert_ids = routing.expert_ids.index_select(0, torch.from_numpy(rows).to(device))
-    # An id that does not fit would wrap to a good one in the narrow type.
-    if bool(((expert_ids < 0) | (expert_ids >= num_logical_experts)).any()):
-        raise CheckpointError(
-            f"the model routes tokens to expert {int(expert_ids.max())}, and its layers have {num_logical_experts}; "
-            "experts without weights are not handled"
-        )
+    expert_ids = routing.expert_ids.index_select(0, to_device(rows, device))
     narrow = torch.uint8 if id_dtype(num_logical_experts) is np.uint8 else torch.uint16
     offered = recording.offered(requests)
     in_sample = np.repeat(offered, [len(request.token_ids) for request in requests])
-    gate_weights = routing.gate_weights.index_select(0, torch.from_numpy(rows[in_sample]).to(device)).to(torch.float16)
-    recording.add(requests, expert_ids.to(narrow).cpu().numpy(), gate_weights.cpu().numpy(), offered)
+    gate_weights = routing.gate_weights.index_select(0, to_device(rows[in_sample], device)).to(torch.float16)
+    # An id that does not fit would wrap to a good one in the narrow type, hence the extremes before it.
+    copy = copy_to_host(torch.stack(torch.aminmax(expert_ids)), expert_ids.to(narrow), gate_weights)
+    recording.add(requests, partial(_arrived, copy, num_logical_experts), offered)
+
+
+def _arrived(copy: HostCopy, num_logical_experts: int) -> tuple[Array, Array]:
+    """Expert ids and gate weights once they are on the host."""
+    extremes, expert_ids, gate_weights = copy.wait()
+    if extremes[0] < 0 or extremes[1] >= num_logical_experts:
+        raise CheckpointError(
+            f"the model routes tokens to expert {extremes[1]}, and its layers have {num_logical_experts}; "
+            "experts without weights are not handled"
+        )
+    return expert_ids, gate_weights

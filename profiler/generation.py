@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from specmoe.pretrained import reading_with_transformers
 from specmoe.profiler.batches import Batch
 from specmoe.profiler.forward_pass import fitting_in_memory
+from specmoe.profiler.host_copy import to_device
 from specmoe.profiler.request_stream import Request
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def continue_batch(model: "PreTrainedModel", batch: Batch, num_tokens: int, devi
     problem = f"transformers cannot generate with this {type(model).__name__}"
     with reading_with_transformers(problem), fitting_in_memory(device, batch):
         whole = model.generate(  # type: ignore[operator]
-            input_ids=torch.from_numpy(prompts).to(device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+            input_ids=to_device(prompts, device),
+            attention_mask=to_device(mask.astype(np.int64), device),
             generation_config=config,
         )
     # Each step's input: [B, steps].

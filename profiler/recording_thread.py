@@ -1,6 +1,6 @@
 """Record a batch in a thread of its own while the next one runs: a GPU need not wait for the counting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from specmoe.artifact import Array
 from specmoe.profiler.request_stream import Request
 from specmoe.profiler.routing_recorder import RoutingRecorder
+
+# Waits for a batch's expert ids and gate weights, as `RoutingRecorder.add` takes them; called in the thread.
+Arriving = Callable[[], tuple[Array, Array]]
 
 
 class RecordingThread:
@@ -36,15 +39,16 @@ class RecordingThread:
         """bool [number of requests]: which may come into the sample; by the time they are added it may be fewer."""
         return self._recorder.wanted(requests)
 
-    def add(
-        self, requests: Sequence[Request], expert_ids: Array, gate_weights: Array, offered: NDArray[np.bool_]
-    ) -> None:
-        """As `RoutingRecorder.add`; raises here what went wrong with the batch before."""
+    def add(self, requests: Sequence[Request], arriving: Arriving, offered: NDArray[np.bool_]) -> None:
+        """As `RoutingRecorder.add`, with what `arriving` returns; raises here what went wrong with the batch before."""
         self.wait()
-        self._last = self._thread.submit(self._recorder.add, requests, expert_ids, gate_weights, offered)
+        self._last = self._thread.submit(self._record, requests, arriving, offered)
 
     def wait(self) -> None:
         """Return once all that was added is recorded; raises what went wrong with it."""
         if self._last is not None:
             self._last.result()
             self._last = None
+
+    def _record(self, requests: Sequence[Request], arriving: Arriving, offered: NDArray[np.bool_]) -> None:
+        self._recorder.add(requests, *arriving(), offered)

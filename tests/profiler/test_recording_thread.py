@@ -14,6 +14,10 @@ from specmoe.profiler.routing_recorder import RoutingRecorder
 NOTHING: Any = np.zeros(0)
 
 
+def arrived() -> Any:
+    return NOTHING, NOTHING
+
+
 class SlowRecorder:
     """Records nothing, and not before `go` is set; fails on batches of the name `bad`."""
 
@@ -31,10 +35,10 @@ class SlowRecorder:
 def test_a_batch_is_recorded_while_the_caller_goes_on() -> None:
     recorder: Any = SlowRecorder()
     with RecordingThread(recorder) as recording:
-        recording.add("first", NOTHING, NOTHING, NOTHING)
+        recording.add("first", arrived, NOTHING)
         assert recorder.added == []
         recorder.go.set()
-        recording.add("second", NOTHING, NOTHING, NOTHING)
+        recording.add("second", arrived, NOTHING)
         assert recorder.added[:1] == ["first"], "the second was taken while the first was not through"
         recording.wait()
         assert recorder.added == ["first", "second"]
@@ -45,9 +49,9 @@ def test_what_went_wrong_is_raised_by_the_next_call(call: str) -> None:
     recorder: Any = SlowRecorder()
     recorder.go.set()
     with RecordingThread(recorder) as recording:
-        recording.add("bad", NOTHING, NOTHING, NOTHING)
+        recording.add("bad", arrived, NOTHING)
         with pytest.raises(ArtifactError, match="a bad batch"):
-            recording.wait() if call == "wait" else recording.add("next", NOTHING, NOTHING, NOTHING)
+            recording.wait() if call == "wait" else recording.add("next", arrived, NOTHING)
 
 
 def test_a_failure_with_the_last_batch_is_not_lost(tiny_model, jsonl, monkeypatch) -> None:

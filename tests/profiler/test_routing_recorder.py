@@ -1,6 +1,7 @@
 """Recorders of parts of a corpus, put together, are the recorder of the whole; and memory has a bound."""
 
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -121,3 +122,26 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     few, many = peak_bytes(500), peak_bytes(2500)
     assert many < 1.3 * few
     assert few > 2_000 * L * K * 3, "less than the sample that it holds: nothing was measured"
+
+
+def test_a_request_in_the_sample_does_not_keep_its_batch_in_memory() -> None:
+    recorder = new_recorder(50)
+    short, long = request_of(0, 40), request_of(1, 60)
+    ids, weights = np.concatenate([short[1], long[1]]), short[2].copy()
+    batch = [weakref.ref(ids), weakref.ref(weights)]
+    requests = [short[0], long[0]]
+    assert recorder.wanted(requests).tolist() == [True, False]
+    recorder.add(requests, ids, weights, recorder.wanted(requests))
+    del ids, weights
+    recorder.state()  # counts by token id what was put off until there is a block of it
+    assert [array() for array in batch] == [None, None]
+
+
+def test_a_request_in_the_sample_does_not_keep_the_state_that_it_came_in() -> None:
+    recorder, other = new_recorder(50), new_recorder(50)
+    record(other, 0, num_tokens=40)
+    state = {name: array.copy() for name, array in other.state().items()}
+    arrays = [weakref.ref(state[f"sample.{name}"]) for name in ("token_ids", "expert_ids", "gate_weights")]
+    recorder.merge(state)
+    del state
+    assert [array() for array in arrays] == [None] * 3
