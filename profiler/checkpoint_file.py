@@ -12,7 +12,7 @@ from specmoe.fields import entry
 from specmoe.profiler.output_file import OutputFile
 from specmoe.profiler.processes import Processes
 
-STATE_FORMAT = "specmoe.profile-state/1"
+STATE_FORMAT = "specmoe.profile-state/2"
 
 
 @dataclass(frozen=True, kw_only=True)

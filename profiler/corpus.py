@@ -38,9 +38,11 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSize:
-    """How long a corpus is, whether some document is a chat, which needs the model's template, and its SHA-256."""
+    """How long each file of a corpus is, whether some document is a chat, which needs the model's template, and the
+    corpus's SHA-256.
+    """
 
-    num_characters: int
+    characters_of_file: tuple[int, ...]
     has_messages: bool
     digest: str
 
@@ -84,15 +86,16 @@ class Corpus:
 
         Raises `ArtifactError` for text that is not UTF-8, a line that is not such a JSON object, or an empty corpus.
         """
-        num_characters, has_messages = 0, False
+        characters, has_messages = [0] * self.num_files, False
         state = hashlib.sha256()
-        for piece in self.pieces():
-            num_characters += len(piece.text)
-            has_messages = has_messages or piece.messages is not None
-            state.update(f"{len(piece.text)} {piece.domain_id} {piece.continues}\0{piece.text}".encode())
-        if num_characters == 0:
+        for number in range(self.num_files):
+            for piece in self.pieces_of(number):
+                characters[number] += len(piece.text)
+                has_messages = has_messages or piece.messages is not None
+                state.update(f"{len(piece.text)} {piece.domain_id} {piece.continues}\0{piece.text}".encode())
+        if not any(characters):
             raise ArtifactError(f"the corpus ({self.names}) is empty; text to profile the model on was expected")
-        return CorpusSize(num_characters=num_characters, has_messages=has_messages, digest=state.hexdigest())
+        return CorpusSize(characters_of_file=tuple(characters), has_messages=has_messages, digest=state.hexdigest())
 
     def pieces(self) -> Iterator[Piece]:
         """All documents in order, empty ones left out."""

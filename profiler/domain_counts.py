@@ -1,7 +1,7 @@
 """How often each domain of a corpus used each expert."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,12 @@ class DomainCounts:
         if not np.array_equal(self.expert_counts.sum(axis=0), expert_counts):
             raise ArtifactError(f"the sum of {PREFIX}expert_counts over domains differs from expert_counts")
 
+    def without(self, part: "DomainCounts") -> "DomainCounts":
+        """The counts of the tokens that are not in `part`, which has the same domains."""
+        return replace(
+            self, num_tokens=self.num_tokens - part.num_tokens, expert_counts=self.expert_counts - part.expert_counts
+        )
+
     def to_tensors(self) -> dict[str, Array]:
         return {PREFIX + "num_tokens": self.num_tokens, PREFIX + "expert_counts": self.expert_counts}
 
@@ -50,3 +56,8 @@ class DomainCounts:
             num_tokens=tensors[PREFIX + "num_tokens"],
             expert_counts=tensors[PREFIX + "expert_counts"],
         )
+
+
+def has_domain_counts(tensors: Mapping[str, Array]) -> bool:
+    """Whether any tensor of a `DomainCounts` is among `tensors`."""
+    return any(name.startswith(PREFIX) for name in tensors)

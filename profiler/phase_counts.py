@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from specmoe.artifact import Array, Description
 from specmoe.errors import ArtifactError
 from specmoe.fields import check_range, check_tensor, entry
+from specmoe.profiler.domain_counts import DomainCounts, has_domain_counts
 from specmoe.profiler.token_counts import TokenExpertCounts
 
 # The values of a sample's `phases`: tokens that were read together, as a prompt is, and tokens that were generated.
@@ -24,7 +25,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class DecodeCounts:
     """expert_counts: int64 [L, E]; coactivation_counts: int64 [L, E, E]; transition_counts: int64 [L-1, E, E].
 
-    As in the profile, over its decode tokens alone.
+    As in the profile, over its decode tokens alone; `domains` are the profile's own, None where these were not counted.
     """
 
     num_tokens: int
@@ -32,6 +33,7 @@ class DecodeCounts:
     coactivation_counts: NDArray[np.int64]
     transition_counts: NDArray[np.int64]
     token_counts: TokenExpertCounts
+    domains: DomainCounts | None = None
 
     def check(self, num_layers: int, num_logical_experts: int) -> None:
         """Raise `ArtifactError` unless all shapes and values fit the model's sizes."""
@@ -44,9 +46,12 @@ class DecodeCounts:
             check_tensor(PREFIX + name, getattr(self, name), (np.int64,), shape)
             check_range(PREFIX + name, getattr(self, name), 0, np.inf)
         self.token_counts.check(L, E)
+        if self.domains is not None:
+            self.domains.check(self.expert_counts)
 
     def to_tensors(self) -> dict[str, Array]:
         tensors = {name: getattr(self, name) for name in _NAMES} | self.token_counts.to_tensors()
+        tensors |= {} if self.domains is None else self.domains.to_tensors()
         return {PREFIX + name: array for name, array in tensors.items()}
 
     @classmethod
@@ -60,7 +65,12 @@ class DecodeCounts:
         if missing or token_counts is None:
             raise ArtifactError(f"tensor {PREFIX}{[*missing, 'token_counts.token_ids'][0]} is missing")
         arrays = {name: own[name] for name in _NAMES}
-        return cls(num_tokens=entry(description, "num_decode_tokens", int), token_counts=token_counts, **arrays)
+        return cls(
+            num_tokens=entry(description, "num_decode_tokens", int),
+            token_counts=token_counts,
+            domains=DomainCounts.from_file(own, description) if has_domain_counts(own) else None,
+            **arrays,
+        )
 
 
 _NAMES = ("expert_counts", "coactivation_counts", "transition_counts")

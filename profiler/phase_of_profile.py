@@ -10,7 +10,7 @@ from specmoe.profiler.token_count_table import subtract_token_counts
 
 
 def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
-    """The profile of `phase` alone, without its domains; `all` is the profile itself.
+    """The profile of `phase` alone; `all` is the profile itself.
 
     Raises `ArtifactError` where the profile does not keep prefill and decode apart.
     """
@@ -35,7 +35,9 @@ def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
             coactivation_counts=decode.coactivation_counts,
             transition_counts=decode.transition_counts,
             token_counts=decode.token_counts,
+            domains=decode.domains,
         )
+    whole, generated = profile.domains, decode.domains
     assert profile.coactivation_counts is not None, "whoever counts decode tokens counts pairs"
     assert profile.transition_counts is not None, "whoever counts decode tokens counts pairs"
     return replace(
@@ -45,6 +47,7 @@ def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
         coactivation_counts=profile.coactivation_counts - decode.coactivation_counts,
         transition_counts=profile.transition_counts - decode.transition_counts,
         token_counts=subtract_token_counts(profile.token_counts, decode.token_counts),
+        domains=None if whole is None or generated is None else whole.without(generated),
     )
 
 

@@ -91,7 +91,7 @@ class PreparedRun:
     def finish(self, recorder: RoutingRecorder, *, stopped: bool) -> RoutingProfile:
         """The profile of what `recorder` saw; `stopped`: it was not the whole corpus."""
         num_prompt_tokens = recorder.num_tokens - recorder.num_decode_tokens
-        expected = self.requests.expected_tokens(self.corpus_size.num_characters)
+        expected = self.requests.expected_tokens(self.corpus_size.characters_of_file)
         return recorder.finish(
             vocab_size=self.vocab_size,
             num_expert_groups=num_expert_groups(self.model.config.to_dict(), str(self.folder)),

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import truediv
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,9 +65,9 @@ class RequestStream:
             raise UsageError(f"max_length is {max_length}, more than {len(self._prefix)} (the start tokens) is needed")
         self.max_length = max_length
         self.num_tokens = 0
-        # How far the tokenizer is, which is ahead of the requests.
-        self._tokenized_characters = 0
-        self._tokenized_tokens = 0
+        # How far the tokenizer is in each file, which is ahead of the requests.
+        self._tokenized_characters = [0] * corpus.num_files
+        self._tokenized_tokens = [0] * corpus.num_files
 
     def __iter__(self) -> Iterator[Request]:
         for index, (domain_id, ids) in enumerate(self._mixed()):
@@ -78,10 +79,20 @@ class RequestStream:
             self.num_tokens += len(ids)
             yield Request(index=index, domain_id=domain_id, token_ids=np.asarray(ids, dtype=np.int32))
 
-    def expected_tokens(self, num_characters: int) -> int:
-        """About how many tokens a corpus of `num_characters` has, going by the part tokenized so far."""
-        expected = round(self._tokenized_tokens * num_characters / max(1, self._tokenized_characters))
-        return expected if self._max_tokens is None else min(expected, self._max_tokens)
+    def expected_tokens(self, characters_of_file: Sequence[int]) -> int:
+        """About how many tokens the requests have in all, going by the part of each file tokenized so far."""
+        of_file = [self._rate(number) * length for number, length in enumerate(characters_of_file)]
+        expected = sum(of_file)
+        if self._weights:  # the first file to end ends all of them
+            expected = min(map(truediv, of_file, self._weights)) * sum(self._weights)
+        return round(expected if self._max_tokens is None else min(expected, self._max_tokens))
+
+    def _rate(self, number: int) -> float:
+        """Tokens per character of file `number`, or of all files where none of it has been tokenized."""
+        tokens, characters = self._tokenized_tokens, self._tokenized_characters
+        if characters[number]:
+            return tokens[number] / characters[number]
+        return sum(tokens) / max(1, sum(characters))
 
     def _mixed(self) -> Iterator[tuple[int, list[int]]]:
         chunks = [self._chunks(number) for number in range(self._corpus.num_files)]
@@ -118,17 +129,17 @@ class RequestStream:
         for piece in self._corpus.pieces_of(number):
             batch.append(piece)
             if len(batch) == BATCH_PIECES or len(piece.text) > 2**16:
-                yield from self._tokenize(batch)
+                yield from self._tokenize(batch, number)
                 batch = []
-        yield from self._tokenize(batch)
+        yield from self._tokenize(batch, number)
 
-    def _tokenize(self, batch: list[Piece]) -> Iterator[tuple[Piece, list[int]]]:
+    def _tokenize(self, batch: list[Piece], number: int) -> Iterator[tuple[Piece, list[int]]]:
         texts = [piece.text for piece in batch if piece.messages is None]
         plain = iter(self._encode(texts))
         for piece in batch:
             ids = next(plain) if piece.messages is None else self._apply_template(piece)
-            self._tokenized_characters += len(piece.text)
-            self._tokenized_tokens += len(ids)
+            self._tokenized_characters[number] += len(piece.text)
+            self._tokenized_tokens[number] += len(ids)
             yield piece, ids
 
     def _encode(self, texts: list[str]) -> list[list[int]]:

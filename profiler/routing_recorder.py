@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from specmoe.artifact import Array
 from specmoe.errors import ArtifactError
-from specmoe.profiler.domain_counter import DomainCounter
 from specmoe.profiler.pair_counts import check_expert_ids
 from specmoe.profiler.phase_counts import DECODE, DecodeCounts
 from specmoe.profiler.request_sample import RequestReservoir
@@ -23,7 +22,7 @@ class RoutingRecorder:
     domains: their names, by domain id. keeps_phases: also count generated tokens apart.
 
     Memory: 16 * L * E * E bytes of pair counts, 3 * L * K bytes per sampled token, a `DomainCounter` and a
-    `TokenCountBuilder`; the first and the last twice where phases are kept apart.
+    `TokenCountBuilder`; all but the sample twice where phases are kept apart.
     """
 
     def __init__(
@@ -40,9 +39,8 @@ class RoutingRecorder:
         self._layer_ids = np.asarray(layer_ids, dtype=np.int32)
         self._num_logical_experts = num_logical_experts
         self._top_k = top_k
-        self._counts = RoutingCounts(len(layer_ids), num_logical_experts)
-        self._decode = RoutingCounts(len(layer_ids), num_logical_experts) if keeps_phases else None
-        self._domains = DomainCounter(domains, len(layer_ids), num_logical_experts)
+        self._counts = RoutingCounts(len(layer_ids), num_logical_experts, domains)
+        self._decode = RoutingCounts(len(layer_ids), num_logical_experts, domains) if keeps_phases else None
         self._reservoir: RequestReservoir[Routing] = RequestReservoir(sample_tokens, seed)
 
     @property
@@ -70,11 +68,11 @@ class RoutingRecorder:
             raise ArtifactError("the router's weights are not finite in this data type; try another dtype")
         lengths = [len(request.token_ids) for request in requests]
         token_ids = np.concatenate([request.token_ids for request in requests])
-        self._counts.add(expert_ids, token_ids)
-        self._domains.add(expert_ids, np.repeat([request.domain_id for request in requests], lengths))
+        domain_ids = np.repeat([request.domain_id for request in requests], lengths)
+        self._counts.add(expert_ids, token_ids, domain_ids)
         if self._decode is not None:
             generated = _phases(requests) == DECODE
-            self._decode.add(expert_ids[generated], token_ids[generated])
+            self._decode.add(expert_ids[generated], token_ids[generated], domain_ids[generated])
         token = weight = 0
         for request, is_offered in zip(requests, offered, strict=True):
             length = len(request.token_ids)
@@ -89,7 +87,6 @@ class RoutingRecorder:
         """All that was recorded, as arrays that `merge` takes: for a file, or for another process."""
         parts = {
             "counts": self._counts.state(),
-            "domains": self._domains.state(),
             "sample": sample_state(self._reservoir, len(self._layer_ids), self._top_k),
             **({} if self._decode is None else {"decode": self._decode.state()}),
         }
@@ -98,7 +95,6 @@ class RoutingRecorder:
     def merge(self, state: Mapping[str, Array]) -> None:
         """Record what a recorder of the same settings recorded of other requests."""
         self._counts.merge(_part(state, "counts"))
-        self._domains.merge(_part(state, "domains"))
         if self._decode is not None:
             self._decode.merge(_part(state, "decode"))
         merge_sample(self._reservoir, _part(state, "sample"))
@@ -129,7 +125,7 @@ class RoutingRecorder:
             model_fingerprint=model_fingerprint,
             source=source,
             decode=self._decode_counts(),
-            domains=self._domains.finish(),
+            domains=self._counts.by_domain.finish(),
             seen_share=seen_share,
         )
 
@@ -142,6 +138,7 @@ class RoutingRecorder:
             coactivation_counts=self._decode.pairs.coactivation_counts(),
             transition_counts=self._decode.pairs.transition_counts(),
             token_counts=self._decode.by_token.finish(),
+            domains=self._decode.by_domain.finish(),
         )
 
     def _sample(self) -> RoutingSample:

@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from specmoe.artifact import Array
 from specmoe.errors import ArtifactError, UsageError
 from specmoe.fields import check_range
+from specmoe.profiler.domain_counter import DomainCounter
+from specmoe.profiler.domain_counts import DomainCounts
 from specmoe.profiler.pair_counts import PairCounts, check_expert_ids, id_dtype
 from specmoe.profiler.request_sample import choose_requests
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 from specmoe.profiler.token_count_builder import TokenCountBuilder
 
 BLOCK_TOKENS = 65_536
+# Of a trace with higher domain ids than this the sample alone knows its domains: their counts would take gigabytes.
+MOST_DOMAINS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,9 @@ class RoutingTrace:
 def profile_of_trace(trace: RoutingTrace, *, sample_tokens: int | None = None, seed: int = 0) -> RoutingProfile:
     """Exact counts over the whole trace; all of it as the sample, or requests drawn up to `sample_tokens` tokens.
 
-    Requests whose tokens are not consecutive are regrouped, in order of first appearance. Without request ids the
-    sample is drawn token by token. Raises `ArtifactError` where an id is out of range or a token names an expert twice.
+    Domains are named by their numbers. Requests whose tokens are not consecutive are regrouped, in order of first
+    appearance. Without request ids the sample is drawn token by token. Raises `ArtifactError` where an id is out of
+    range or a token names an expert twice.
     """
     if sample_tokens is not None and sample_tokens < 1:
         raise UsageError(f"sample_tokens is {sample_tokens}, at least 1 was expected")
@@ -78,6 +83,7 @@ def profile_of_trace(trace: RoutingTrace, *, sample_tokens: int | None = None, s
         model_fingerprint=trace.model_fingerprint,
         source=trace.source,
         too_long_requests=_num_too_long(trace, sample_tokens),
+        domains=_domain_counts(trace),
     )
 
 
@@ -109,6 +115,16 @@ def _requests(trace: RoutingTrace) -> tuple[NDArray[np.int64], NDArray[np.int64]
     request_ids = np.arange(trace.num_tokens) if trace.request_ids is None else trace.request_ids
     starts = np.flatnonzero(np.diff(request_ids, prepend=request_ids[:1] - 1))
     return starts, np.diff(starts, append=trace.num_tokens)
+
+
+def _domain_counts(trace: RoutingTrace) -> DomainCounts | None:
+    """The counts of each domain, named by its number."""
+    if trace.domain_ids is None or not 0 <= trace.domain_ids.min() <= trace.domain_ids.max() < MOST_DOMAINS:
+        return None
+    names = [str(number) for number in range(int(trace.domain_ids.max()) + 1)]
+    counter = DomainCounter(names, len(trace.layer_ids), trace.num_logical_experts)
+    counter.add(trace.expert_ids, trace.domain_ids.astype(np.int64))
+    return counter.finish()
 
 
 def _num_too_long(trace: RoutingTrace, sample_tokens: int | None) -> int:

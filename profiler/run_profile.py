@@ -62,7 +62,7 @@ def run_profile(
     """
     recorder = run.new_recorder()
     state_file = None if output is None else StateFile(output, processes, run.job())
-    with progress_bar(run.requests, run.corpus_size.num_characters, progress and processes.number == 0) as bar:
+    with progress_bar(run.requests, run.corpus_size.characters_of_file, progress and processes.number == 0) as bar:
         done = record_share(
             run,
             recorder,

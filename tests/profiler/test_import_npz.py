@@ -110,6 +110,26 @@ def test_wide_and_narrow_ids_give_the_same_profile(trace) -> None:
     assert narrow.fingerprint == wide.fingerprint
 
 
+def test_domains_are_counted_by_their_numbers(trace) -> None:
+    domain_ids = np.repeat([2, 0, 2], T // 3).astype(np.int16)
+    profile = import_npz(trace(domain_ids=domain_ids))
+    assert profile.domains is not None
+    assert profile.domains.names == ("0", "1", "2")
+    assert profile.domains.num_tokens.tolist() == [T // 3, 0, 2 * T // 3]
+    own = arrays()["expert_ids"][domain_ids == 0]
+    expected = [np.bincount(own[:, layer].ravel(), minlength=E) for layer in range(L)]
+    assert np.array_equal(profile.domains.expert_counts[0], expected)
+
+
+@pytest.mark.parametrize("number", [-1, 1024])
+def test_domains_without_a_small_number_are_left_to_the_sample(number: int, trace) -> None:
+    domain_ids = np.full(T, number, dtype=np.int16)
+    profile = import_npz(trace(domain_ids=domain_ids))
+    assert profile.domains is None
+    assert profile.sample is not None
+    assert np.array_equal(profile.sample.domain_ids, domain_ids)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no ids": ({"expert_ids": None}, "expert_ids is missing"),
     "no number": ({"num_experts": None}, "num_experts is missing"),

@@ -1,6 +1,6 @@
 """One phase out of a profile is what a recorder of that phase's tokens alone would have made."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def recorded(requests: list[Request], routes: list[np.ndarray], *, keeps_phases:
         top_k=K,
         sample_tokens=10**6,
         seed=0,
-        domains=["text"],
+        domains=["text", "code"],
         keeps_phases=keeps_phases,
     )
     for request, ids in zip(requests, routes, strict=True):
@@ -37,7 +37,7 @@ def generated_profile() -> tuple[RoutingProfile, list[Request], list[np.ndarray]
         generated, length = int(rng.integers(1, 4)), int(rng.integers(4, 9))
         tokens = rng.integers(0, 40, length).astype(np.int32)
         tokens[-generated:] = rng.integers(35, 50, generated)
-        requests.append(Request(index=index, domain_id=0, token_ids=tokens, num_generated=generated))
+        requests.append(Request(index=index, domain_id=index % 2, token_ids=tokens, num_generated=generated))
         routes.append(rng.random((length, L, E)).argsort(axis=-1)[..., :K].astype(np.uint8))
     return recorded(requests, routes, keeps_phases=True), requests, routes
 
@@ -45,7 +45,7 @@ def generated_profile() -> tuple[RoutingProfile, list[Request], list[np.ndarray]
 def part(request: Request, ids: np.ndarray, *, prefill: bool) -> tuple[Request, np.ndarray]:
     start = len(request.token_ids) - request.num_generated
     rows = slice(0, start) if prefill else slice(start, None)
-    return Request(index=request.index, domain_id=0, token_ids=request.token_ids[rows]), ids[rows]
+    return replace(request, token_ids=request.token_ids[rows], num_generated=0), ids[rows]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -61,6 +61,10 @@ def test_a_phase_alone_has_the_counts_of_its_own_tokens(phase: str) -> None:
         np.testing.assert_array_equal(
             getattr(found.token_counts, field.name), getattr(expected.token_counts, field.name)
         )
+    assert found.domains is not None
+    assert found.domains.names == ("text", "code")
+    for name in ("num_tokens", "expert_counts"):
+        np.testing.assert_array_equal(getattr(found.domains, name), getattr(expected.domains, name))
     for name in ("expert_ids", "token_ids", "request_ids"):
         np.testing.assert_array_equal(getattr(found.sample, name), getattr(expected.sample, name))
     assert found.fingerprint != whole.fingerprint

@@ -105,7 +105,20 @@ def test_the_expected_length_goes_by_what_was_tokenized(tmp_path, write_tokenize
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     stream = RequestStream(corpus, tokenizer, 10, None)
     next(iter(stream))
-    assert stream.expected_tokens(corpus.check().num_characters) == 1000
+    assert stream.expected_tokens(corpus.check().characters_of_file) == 1000
     cut = RequestStream(corpus, tokenizer, 10, 300)
     next(iter(cut))
-    assert cut.expected_tokens(1000) == 300
+    assert cut.expected_tokens([1000]) == 300
+
+
+@pytest.mark.parametrize(("weights", "expected"), [([1, 1], 600), ([3, 1], 400), ([1, 9], 1111), ([], 1300)])
+def test_with_weights_the_expected_length_ends_with_the_first_file(
+    weights, expected, tmp_path, write_tokenizer
+) -> None:
+    write_tokenizer(tmp_path)
+    for name, length in (("a", 300), ("b", 1000)):
+        (tmp_path / f"{name}.txt").write_text(name * length)
+    corpus = Corpus([tmp_path / "a.txt", tmp_path / "b.txt"])
+    stream = RequestStream(corpus, AutoTokenizer.from_pretrained(tmp_path), 10, None, weights=weights)
+    next(iter(stream))
+    assert stream.expected_tokens(corpus.check().characters_of_file) == expected
