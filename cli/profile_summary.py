@@ -1,6 +1,5 @@
 """What a new profile holds, as a JSON object or a short table."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,9 @@ def summary(
 
 def print_summary(numbers: dict[str, Any]) -> None:
     """The table for people, on stdout."""
-    from rich.console import Console
     from rich.table import Table
+
+    from specmoe.cli.terminal import console
 
     table = Table(show_header=False, title=f"wrote {numbers['output']}", title_justify="left")
     if numbers["seen_share"] is not None:
@@ -75,7 +75,7 @@ def print_summary(numbers: dict[str, Any]) -> None:
         table.add_row("sample", "none: the source has counts alone, which solves for load and not for traffic")
     table.add_row("hottest expert", f"{numbers['hottest_expert']:.2f} times the mean load (mean over layers)")
     table.add_row("busiest tenth", f"of the experts takes {100 * numbers['busiest_tenth']:.1f} % of the work")
-    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    console().print(table)
 
 
 def _tokens_by_domain(profile: RoutingProfile) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from specmoe.errors import UsageError
 from specmoe.placement.baselines.for_plan import baselines_for
 from specmoe.placement.capacity_outlook import BoundOutlook, capacity_outlook
+from specmoe.placement.domain_metrics import DomainMetrics, domain_rows, measure_domains
 from specmoe.placement.homes import request_starts
 from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
@@ -42,7 +43,8 @@ class PlanResult:
     """What the trace costs under one plan: the means over layers, and each layer (its decoder layer in `layer_ids`).
 
     plan is the plan itself; baseline says that it is one of the placements to compare with, not one of the caller's.
-    capacity: what capacity bounds would cost, step_times: each layer's modelled step, where that was asked for.
+    capacity: what capacity bounds would cost, step_times: each layer's modelled step, domains: the means of each domain
+    of the trace, where that was asked for.
     """
 
     name: str
@@ -52,11 +54,17 @@ class PlanResult:
     layers: tuple[PlacementMetrics, ...]
     capacity: tuple[BoundOutlook, ...] = ()
     step_times: tuple[StepTime, ...] = ()
+    domains: tuple[DomainMetrics, ...] = ()
 
     @property
     def layer_ids(self) -> list[int]:
         ids: list[int] = self.plan.layer_ids.tolist()
         return ids
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the plan has a token table, which a trace without token ids leaves unread."""
+        return self.plan.token_affinity is not None or self.plan.token_to_rank is not None
 
     def to_json(self) -> dict[str, Any]:
         layers = zip(self.layer_ids, self.layers, strict=True)
@@ -64,6 +72,8 @@ class PlanResult:
         value: dict[str, Any] = {"name": self.name, "mean": self.mean.to_json(), "layers": rows}
         if self.capacity:
             value["capacity"] = [outlook.to_json(self.layer_ids) for outlook in self.capacity]
+        if self.domains:
+            value["domains"] = [domain.to_json() for domain in self.domains]
         if self.step_times:
             timed = zip(self.layer_ids, self.step_times, strict=True)
             value["modelled_step"] = {
@@ -87,11 +97,15 @@ class Evaluation:
                 return result
         raise UsageError(f"there is no result named {name!r}; there are {[result.name for result in self.results]}")
 
+    def is_in_sample(self, result: PlanResult) -> bool:
+        """Whether a plan of the caller's was solved from the very profile that it is judged on."""
+        return not result.baseline and result.plan.profile_fingerprint == self.trace.profile_fingerprint
+
     def to_json(self) -> dict[str, Any]:
         """`{"trace": {…}, "results": [{"name", "mean": {metric: value}, "layers": [{"layer_id", …}, …]}, …]}`.
 
         Where asked for, a result has also "capacity", `[{"factor", "level", "overflow", "mean": {…}, "layers": […]},
-        …]`, and "modelled_step", `{"mean": {…}, "layers": […]}`.
+        …]`, "modelled_step", `{"mean": {…}, "layers": […]}`, and "domains", `[{"domain", "num_tokens", "mean"}, …]`.
         """
         return {"trace": self.trace.to_json(), "results": [result.to_json() for result in self.results]}
 
@@ -102,6 +116,7 @@ def evaluate(
     *,
     capacity: Sequence[float] = (),
     step_model: StepModel | None = None,
+    by_domain: bool = False,
     on_result: OnResult | None = None,
 ) -> Evaluation:
     """Replay the sample of `profile` under each plan, and under `linear`, `round_robin` and `eplb`.
@@ -111,8 +126,9 @@ def evaluate(
     tables and static choice; plans of another setting add their own, named after it. `eplb` has as many slots as the
     plan and is fitted to the counts of the very trace that it is judged on: its best case. `capacity`: factors of
     capacity bounds whose cost to tell, see `placement/capacity.py`; they need gate weights. `step_model`: what a
-    modelled step time builds on, see `placement/step_time.py`; it needs bandwidths in the plans' topology. `on_result`
-    is called with each name when that result is there.
+    modelled step time builds on, see `placement/step_time.py`; it needs bandwidths in the plans' topology. `by_domain`:
+    also tell what each domain of the trace costs, see `placement/domain_metrics.py`. `on_result` is called with each
+    name when that result is there.
 
     Raises `MismatchError` for a plan of another model, `ArtifactError` for a file that is not what it should be or a
     profile without a trace, `UsageError` for no plan at all.
@@ -124,12 +140,14 @@ def evaluate(
         refuse_other_model(name, plan, judged)
     candidates = [(name, plan, False) for name, plan in named]
     candidates += [(name, plan, True) for name, plan in baselines_for([plan for _, plan in named], judged)]
+    domains = domain_rows(judged) if by_domain else []
     results = []
     for name, plan, baseline in candidates:
         result = _judge(name, plan, sample, baseline=baseline)
         outlook = capacity_outlook(plan, sample, capacity) if capacity else ()
         steps = step_times(plan, sample, step_model) if step_model is not None else ()
-        results.append(replace(result, capacity=outlook, step_times=tuple(steps)))
+        parts = measure_domains(plan, sample, domains) if domains else ()
+        results.append(replace(result, capacity=outlook, step_times=tuple(steps), domains=parts))
         if on_result is not None:
             on_result(name)
     return Evaluation(trace=_summary(judged, sample), results=tuple(results))

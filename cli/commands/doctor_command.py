@@ -17,11 +17,11 @@ def command(as_json: bool) -> None:
     specmoe doctor
     specmoe doctor --json
     """
-    from rich.console import Console
     from rich.table import Table
 
     from specmoe.cli.doctor.machine import machine_findings
     from specmoe.cli.doctor.packages import package_findings
+    from specmoe.cli.terminal import console
 
     findings = [*machine_findings(), *package_findings()]
     missing = [finding.what for finding in findings if finding.status == "missing"]
@@ -31,8 +31,8 @@ def command(as_json: bool) -> None:
         table = Table("", "", "", "needed for")
         for finding in findings:
             table.add_row(finding.what, finding.status, finding.detail, finding.serves)
-        console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
-        console.print(table)
-        console.print(f"missing: {', '.join(missing)}" if missing else "specmoe can work here")
+        screen = console()
+        screen.print(table)
+        screen.print(f"missing: {', '.join(missing)}" if missing else "specmoe can work here")
     if missing:
         sys.exit(1)

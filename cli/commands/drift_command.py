@@ -10,7 +10,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from specmoe.placement.drift.drift import Drift, PlanDrift
+    from specmoe.placement.drift.drift import Drift
+    from specmoe.placement.drift.plan_drift import PlanDrift
 
 
 @click.command(name="drift")
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--plan", type=click.Path(path_type=Path), help="The plan in use: what it loses decides the verdict.")
 @click.option("--tolerance", type=float, default=0.05, show_default=True, help="The loss that is worth a new plan.")
-@click.option("--no-solve", is_flag=True, help="Do not solve anew: compare the plan's cost on NEW with that on OLD.")
+@click.option(
+    "--no-solve", is_flag=True, help="Do not solve anew: hold its cost on NEW against what was to be expected."
+)
 @click.option("--time-limit", type=float, help="Seconds for solving anew.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split of the new requests.")
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
@@ -36,16 +39,16 @@ def command(
 
     The distance is the share of (token, expert) pairs that went to other experts, beside the distance that two random
     groups of the same requests would have. With --plan a second plan is solved from half of NEW's requests, and both
-    are judged on the other half: that is what re-solving is worth.
+    are judged on the other half: that is what re-solving is worth. --no-solve is quick: it holds the plan's cost on NEW
+    against its cost on OLD or, where it was solved from OLD, against what its solver expected on other requests.
 
     \b
     specmoe drift january.profile june.profile
     specmoe drift january.profile june.profile --plan experts.plan
     specmoe drift january.profile june.profile --plan experts.plan --no-solve --json
     """
-    from rich.console import Console
-
     from specmoe.cli.solve_report import SolveBar
+    from specmoe.cli.terminal import console
     from specmoe.placement.drift.drift import drift
 
     with SolveBar(visible=sys.stderr.isatty()) as bar:
@@ -62,11 +65,11 @@ def command(
     if as_json:
         click.echo(json.dumps(found.to_json()))
         return
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(_distances(found))
+    screen = console()
+    screen.print(_distances(found))
     if found.plan is not None:
-        console.print(_plan_table(found.plan))
-    console.print(f"{found.verdict}: {found.reason}", soft_wrap=True)
+        screen.print(_plan_table(found.plan))
+    screen.print(f"{found.verdict}: {found.reason}", soft_wrap=True)
 
 
 def _distances(found: "Drift") -> "Table":
@@ -87,9 +90,14 @@ def _plan_table(drifted: "PlanDrift") -> "Table":
     from rich.table import Table
 
     table = Table("", "remote copies per token", "served at home", "load imbalance", title=drifted.name)
+    expected = drifted.expected
+    if expected.remote_copies_per_token is not None and expected.load_imbalance is not None:
+        figures = f"{expected.remote_copies_per_token:.3f}", "", f"{expected.load_imbalance:.3f}"
+        table.add_row("expected by its solver on other requests", *figures)
+    fit = ", which it was solved from"
     rows = [
-        ("plan, on OLD", drifted.on_old),
-        ("plan, on NEW", drifted.on_new),
+        (f"plan, on OLD{fit if drifted.old_is_fit else ''}", drifted.on_old),
+        (f"plan, on NEW{fit if drifted.new_is_fit else ''}", drifted.on_new),
         ("plan, on half of NEW's requests", drifted.kept),
         ("solved from the other half", drifted.solved_anew),
     ]

@@ -16,6 +16,7 @@ from specmoe.cli.phase_option import phase_option
 @click.option("--profile", "profile", required=True, type=click.Path(path_type=Path), help="The trace to replay.")
 @phase_option
 @click.option("--layers", is_flag=True, help="Print a second table, layer by layer.")
+@click.option("--by-domain", is_flag=True, help="Print a table by domain: data files, or values of --domain-column.")
 @click.option("--capacity", metavar="FACTORS", help="Also tell what capacity bounds would cost, such as 1.0,1.5,2.0.")
 @click.option("--row-bytes", type=int, help="Bytes of one hidden state: adds a step time modelled on the plan's links.")
 @click.option("--pair-us", type=float, default=0.0, help="Microseconds of one expert for one token, in that time.")
@@ -25,6 +26,7 @@ def command(
     profile: Path,
     phase: Any,
     layers: bool,
+    by_domain: bool,
     capacity: str | None,
     row_bytes: int | None,
     pair_us: float,
@@ -38,14 +40,15 @@ def command(
     \b
     specmoe evaluate experts.plan --profile heldout.profile
     specmoe evaluate small.plan large.plan --profile heldout.profile --layers
+    specmoe evaluate experts.plan --profile heldout.profile --by-domain
     specmoe evaluate experts.plan --profile heldout.profile --capacity 1.0,1.5,2.0
     specmoe evaluate experts.plan --profile heldout.profile --row-bytes 8192 --pair-us 0.05
     specmoe evaluate experts.plan --profile heldout.profile --json > metrics.json
     """
-    from rich.console import Console
     from tqdm import tqdm
 
-    from specmoe.cli.evaluation_table import capacity_table, evaluation_table, layer_table
+    from specmoe.cli.evaluation_table import capacity_table, domain_table, evaluation_table, layer_table
+    from specmoe.cli.terminal import console
     from specmoe.placement.evaluate import evaluate
     from specmoe.placement.step_time import StepModel
     from specmoe.profiler.phase_of_profile import profile_of_phase
@@ -55,15 +58,25 @@ def command(
     step_model = None if row_bytes is None else StepModel(row_bytes=row_bytes, pair_us=pair_us)
     trace = profile_of_phase(RoutingProfile.load(profile), phase)
     with tqdm(desc="replaying", unit=" placements", leave=False, disable=not sys.stderr.isatty()) as bar:
-        evaluation = evaluate(plans, trace, capacity=factors, step_model=step_model, on_result=lambda _: bar.update())
+        evaluation = evaluate(
+            plans,
+            trace,
+            capacity=factors,
+            step_model=step_model,
+            by_domain=by_domain,
+            on_result=lambda _: bar.update(),
+        )
     if as_json:
         click.echo(json.dumps(evaluation.to_json()))
         return
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(evaluation_table(evaluation))
+    screen = console()
+    screen.print(evaluation_table(evaluation))
     if layers:
-        console.print()
-        console.print(layer_table(evaluation))
+        screen.print()
+        screen.print(layer_table(evaluation))
+    if by_domain:
+        screen.print()
+        screen.print(domain_table(evaluation))
     if factors:
-        console.print()
-        console.print(capacity_table(evaluation))
+        screen.print()
+        screen.print(capacity_table(evaluation))

@@ -37,8 +37,9 @@ def command(out: Path, against: str | None, as_json: bool) -> None:
 
 
 def _print(report: "VerifyReport") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from specmoe.cli.terminal import console
 
     table = Table("check", "result", "", title=f"{report.out} (layout {report.layout})", title_justify="left")
     for check in report.checks:
@@ -48,6 +49,6 @@ def _print(report: "VerifyReport") -> None:
             table.add_row(check.name, "SKIPPED", check.skipped)
         for problem in check.problems:
             table.add_row(check.name, "FAILED", problem)
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print(report.summary)
+    screen = console()
+    screen.print(table)
+    screen.print(report.summary)

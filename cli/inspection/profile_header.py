@@ -1,4 +1,4 @@
-"""A routing profile from its header: how much was seen, and what can be done with it."""
+"""A routing profile from its header and its domains' sizes: how much was seen, and what can be done with it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,6 +7,8 @@ from specmoe.cli.inspection.inspection import FileHeader, Inspection, counted
 from specmoe.errors import ArtifactError
 from specmoe.fields import entry, optional_entry
 
+DOMAIN_TOKENS = "domains.num_tokens"
+MOST_DOMAINS = 20
 PER_TOKEN = ("token_ids", "request_ids", "positions", "domain_ids", "phases", "gate_weights")
 
 
@@ -39,7 +41,7 @@ def _facts(header: FileHeader) -> dict[str, Any]:
         "vocab_size": optional_entry(header.description, "vocab_size", int),
         "num_expert_groups": optional_entry(header.description, "num_expert_groups", int),
         "num_decode_tokens": optional_entry(header.description, "num_decode_tokens", int),
-        "domains": optional_entry(header.description, "domains", list) or [],
+        "domains": _domains(header),
         "seen_share": optional_entry(header.description, "seen_share", float),
         "too_long_requests": optional_entry(header.description, "too_long_requests", int) or 0,
         "source": entry(header.description, "source", str),
@@ -54,7 +56,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{counted(facts['num_layers'], 'MoE layer')}, {experts}{grouped}, top-{facts['top_k']}"
     yield "seen", _seen(facts)
     if facts["domains"]:
-        yield "domains", ", ".join(map(str, facts["domains"]))
+        yield "domains", _listed(facts["domains"])
     if facts["num_sample_tokens"]:
         yield "sample", f"{counted(facts['num_sample_tokens'], 'token')}, expert by expert: plans can be judged on it"
         if facts["too_long_requests"]:
@@ -66,6 +68,24 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "vocabulary", "unknown" if facts["vocab_size"] is None else counted(facts["vocab_size"], "token id")
     yield "source", facts["source"] or "not named"
     yield "of the model", facts["model_fingerprint"] or "not named"
+
+
+def _domains(header: FileHeader) -> dict[str, int]:
+    """Each domain's tokens, by its name."""
+    names = optional_entry(header.description, "domains", list) or []
+    if not names:
+        return {}
+    num_tokens = header.small_int64(DOMAIN_TOKENS)
+    if len(num_tokens) != len(names):
+        raise ArtifactError(f"tensor {DOMAIN_TOKENS} has {len(num_tokens)} entries for {len(names)} domains")
+    return dict(zip(map(str, names), num_tokens, strict=True))
+
+
+def _listed(domains: Mapping[str, int]) -> str:
+    """The largest first, as many as a person reads."""
+    ordered = sorted(domains.items(), key=lambda item: -item[1])
+    text = ", ".join(f"{name} {counted(tokens, 'token')}" for name, tokens in ordered[:MOST_DOMAINS])
+    return text + (f", and {len(ordered) - MOST_DOMAINS:,} more" if len(ordered) > MOST_DOMAINS else "")
 
 
 def _seen(facts: Mapping[str, Any]) -> str:

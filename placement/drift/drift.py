@@ -4,37 +4,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from specmoe.errors import MismatchError, UsageError
 from specmoe.placement.drift.distance import distance_by_chance, pair_distance, sample_distance, share_distance
-from specmoe.placement.drift.halves import split_in_halves
-from specmoe.placement.metrics import PlacementMetrics, mean_metrics, measure_plan
+from specmoe.placement.drift.plan_drift import PlanDrift, Verdict, judge_plan, measure_plan_drift
 from specmoe.placement.options import SolveProgress
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.same_model import refuse_other_model
-from specmoe.placement.solve import METHODS, solve
 from specmoe.profiler.routing_profile import RoutingProfile
-
-Verdict = Literal["keep", "re-solve"]
 
 # Without a plan to measure: where a twentieth of all pairs has moved to other experts, a plan is likely to lose by it.
 _LARGE_DISTANCE = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanDrift:
-    """What a plan costs, each on tokens that it was not solved from but for `on_old`.
-
-    on_old, on_new: the whole samples of the profiles. kept, solved_anew: on one half of the new sample's requests, the
-    plan itself and one solved with the same settings from the other half; both None where that was not asked for.
-    """
-
-    name: str
-    on_old: PlacementMetrics
-    on_new: PlacementMetrics
-    kept: PlacementMetrics | None
-    solved_anew: PlacementMetrics | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +53,9 @@ def drift(
 
     The verdict is `re-solve` where a plan solved from half of the new requests has at least `tolerance` fewer remote
     copies per token on the other half than the plan, as a share of the plan's, or a load imbalance lower by that much;
-    without `solve_anew` where the plan costs that much more on the new profile than on the old one; without a plan
-    where more than a twentieth of all pairs moved to other experts, and more than chance would move.
+    without `solve_anew` where the plan costs that much more on the new profile than on the old one or, solved from the
+    old one, than its solver expected on other requests of that kind; without a plan where more than a twentieth of all
+    pairs moved to other experts, and more than chance would move.
     Raises `MismatchError` where the profiles or the plan are of different models.
     """
     if not 0 < tolerance < 1:
@@ -85,7 +67,16 @@ def drift(
         name = plan.method if isinstance(plan, PlacementPlan) else str(plan)
         judged = plan if isinstance(plan, PlacementPlan) else PlacementPlan.load(Path(plan))
         refuse_other_model(name, judged, after)
-        of_plan = _plan_drift(name, judged, before, after, solve_anew, time_limit, seed, on_progress)
+        of_plan = measure_plan_drift(
+            name,
+            judged,
+            before,
+            after,
+            solve_anew=solve_anew,
+            time_limit=time_limit,
+            seed=seed,
+            on_progress=on_progress,
+        )
     by_layer = share_distance(before.expert_counts, after.expert_counts)
     chance = distance_by_chance(before, after, seed)
     distance = float(by_layer.mean())
@@ -93,7 +84,7 @@ def drift(
         # Chance is told from the samples, so the distance is, too.
         distance = sample_distance(before.sample, after.sample, before.num_logical_experts)
     pairs = pair_distance(before, after)
-    verdict, reason = _judge_distance(distance, chance) if of_plan is None else _judge_plan(of_plan, tolerance)
+    verdict, reason = _judge_distance(distance, chance) if of_plan is None else judge_plan(of_plan, tolerance)
     return Drift(
         layer_ids=tuple(before.layer_ids.tolist()),
         distance=distance,
@@ -123,59 +114,6 @@ def _refuse_other_profile(old: RoutingProfile, new: RoutingProfile) -> None:
                 f"the profiles are of different models: their {what} are {of_old} and {of_new}; compare two "
                 "profiles of one model"
             )
-
-
-def _plan_drift(
-    name: str,
-    plan: PlacementPlan,
-    old: RoutingProfile,
-    new: RoutingProfile,
-    solve_anew: bool,
-    time_limit: float | None,
-    seed: int,
-    on_progress: Callable[[SolveProgress], None] | None,
-) -> PlanDrift:
-    on_old, on_new = _measured(plan, old), _measured(plan, new)
-    if not solve_anew:
-        return PlanDrift(name=name, on_old=on_old, on_new=on_new, kept=None, solved_anew=None)
-    fit, judge = split_in_halves(new, seed)
-    asked = plan.predicted.get("asked", {})
-    spare = plan.num_physical_experts // plan.ep_size - -(-plan.num_logical_experts // plan.ep_size)
-    again = solve(
-        fit,
-        plan.topology,
-        attention=plan.attention,
-        extra_slots=int(asked.get("extra_slots", spare)),
-        max_imbalance=float(asked.get("max_imbalance", 1.05)),
-        method=plan.method if plan.method in METHODS else "auto",
-        replica_choice=plan.replica_choice,
-        time_limit=time_limit,
-        seed=plan.seed,
-        best_effort=True,
-        on_progress=on_progress,
-    )
-    return PlanDrift(
-        name=name, on_old=on_old, on_new=on_new, kept=_measured(plan, judge), solved_anew=_measured(again, judge)
-    )
-
-
-def _measured(plan: PlacementPlan, profile: RoutingProfile) -> PlacementMetrics:
-    return mean_metrics(measure_plan(plan, profile.require_sample("measuring what a plan loses")))
-
-
-def _judge_plan(drifted: PlanDrift, tolerance: float) -> tuple[Verdict, str]:
-    has_other = drifted.kept is not None and drifted.solved_anew is not None
-    worse = drifted.kept if drifted.kept is not None else drifted.on_new
-    better = drifted.solved_anew if drifted.solved_anew is not None else drifted.on_old
-    copies = worse.remote_copies_per_token, better.remote_copies_per_token
-    loads = worse.load_imbalance, better.load_imbalance
-    against = "a plan solved from the other half of the new requests has" if has_other else "on the old profile it has"
-    figures = (
-        f"the plan has {copies[0]:.3f} remote copies per token at load imbalance {loads[0]:.3f}, "
-        f"{against} {copies[1]:.3f} at {loads[1]:.3f}"
-    )
-    is_worse = copies[1] < (1.0 - tolerance) * copies[0] or loads[1] + tolerance < loads[0]
-    return ("re-solve" if is_worse else "keep"), figures
 
 
 def _judge_distance(distance: float, chance: float | None) -> tuple[Verdict, str]:

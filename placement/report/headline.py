@@ -1,6 +1,6 @@
 """What is gained, in one sentence, and how far to trust it, in another."""
 
-from specmoe.placement.evaluate import Evaluation, PlanResult
+from specmoe.placement.evaluate import Evaluation
 from specmoe.placement.report.findings import Findings, Placement
 
 
@@ -23,10 +23,10 @@ def cautions(findings: Findings) -> list[str]:
     """What a reader must know before believing the table."""
     evaluation, plans = findings.evaluation, findings.plans
     notes = ["eplb, which evens out the load alone, is fitted to the counts of this very trace: its best case."]
-    fitted = [plan.label for plan in plans if is_fitted_here(plan.result, evaluation)]
+    fitted = [plan.label for plan in plans if evaluation.is_in_sample(plan.result)]
     if fitted:
         notes.append(f"Solved from this very trace, expect less on other text: {', '.join(fitted)}.")
-    unread = [plan.label for plan in plans if has_table(plan) and not evaluation.trace.has_token_ids]
+    unread = [plan.label for plan in plans if plan.result.has_table and not evaluation.trace.has_token_ids]
     if unread:
         notes.append(f"The trace has no token ids, so these plans' token tables went unread: {', '.join(unread)}.")
     if findings.profile.seen_share is not None:
@@ -36,15 +36,6 @@ def cautions(findings: Findings) -> list[str]:
     if worst > best + 0.05:
         notes.append("Plans compare only at about equal load imbalance: crowding hot experts on one rank saves copies.")
     return notes
-
-
-def is_fitted_here(result: PlanResult, evaluation: Evaluation) -> bool:
-    """Whether the plan was solved from the profile that it is judged on."""
-    return not result.baseline and result.plan.profile_fingerprint == evaluation.trace.profile_fingerprint
-
-
-def has_table(placement: Placement) -> bool:
-    return placement.plan.token_affinity is not None or placement.plan.token_to_rank is not None
 
 
 def percent_change(new: float, old: float) -> str:
@@ -64,7 +55,7 @@ def _change_of_copies(plan: Placement, before: Placement) -> str:
 def _kind_of_trace(plan: Placement, evaluation: Evaluation) -> str:
     if plan.plan.profile_fingerprint is None:
         return "tokens"
-    return "tokens that it was solved from," if is_fitted_here(plan.result, evaluation) else "held-out tokens"
+    return "tokens that it was solved from," if evaluation.is_in_sample(plan.result) else "held-out tokens"
 
 
 def _extreme_imbalances(plans: list[Placement]) -> tuple[float, float]:

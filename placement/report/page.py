@@ -14,7 +14,7 @@ from specmoe.placement.report.findings import Findings
 from specmoe.placement.report.headline import headline
 from specmoe.placement.report.payload import payload
 from specmoe.placement.report.sections import sections
-from specmoe.placement.report.shown_metrics import shown_metrics
+from specmoe.placement.shown_metrics import shown_metrics
 
 # In this order: each uses what stands before it.
 SCRIPTS = (

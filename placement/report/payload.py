@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from specmoe.artifact import Array
 from specmoe.placement.report.findings import Findings, Placement, setting_of
-from specmoe.placement.report.shown_metrics import ShownMetric
+from specmoe.placement.shown_metrics import ShownMetric
 
 # Co-activation is drawn in 16 shades, two to a byte; past this much of it evenly spaced layers stand for all.
 MAX_COACTIVATION_BYTES = 1_500_000

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from specmoe.placement.capacity import BATCH_TOKENS
 from specmoe.placement.drift.drift import Drift
 from specmoe.placement.report.findings import Findings, Placement
-from specmoe.placement.report.headline import cautions, has_table
-from specmoe.placement.report.shown_metrics import ShownMetric
+from specmoe.placement.report.headline import cautions
 from specmoe.placement.report.tables import (
     Table,
     capacity_table,
@@ -21,6 +20,7 @@ from specmoe.placement.report.tables import (
     table_use_table,
     traffic_table,
 )
+from specmoe.placement.shown_metrics import ShownMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,8 @@ def _token_tables(findings: Findings) -> Section:
     title = "Token tables"
     used = [plan for plan in findings.plans if plan.table is not None]
     if not used:
-        reason = "the trace has no token ids to look up" if any(map(has_table, findings.plans)) else "no plan has one"
+        has_some = any(plan.result.has_table for plan in findings.plans)
+        reason = "the trace has no token ids to look up" if has_some else "no plan has one"
         return Section(name="tables", title=title, text=[f"Nothing to show: {reason}."])
     text = [
         "A token table says where a token (attention tp) or its request (attention dp) should start. Ids known: of the "

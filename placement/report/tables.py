@@ -8,7 +8,7 @@ import numpy as np
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.findings import Findings, Placement
 from specmoe.placement.report.headline import percent_change
-from specmoe.placement.report.shown_metrics import LOAD_IMBALANCE, REMOTE_COPIES, shown_metrics
+from specmoe.placement.shown_metrics import LOAD_IMBALANCE, REMOTE_COPIES, shown_metrics
 
 MAX_MATRIX = 32
 

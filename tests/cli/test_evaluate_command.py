@@ -15,6 +15,7 @@ from specmoe.placement.baselines.eplb import eplb
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.topology import Topology
+from specmoe.profiler.domain_counts import DomainCounts
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 
@@ -81,8 +82,49 @@ def test_token_tables_that_the_trace_cannot_use_are_named(files: Path) -> None:
 
 @pytest.mark.usefixtures("files")
 def test_copies_to_other_nodes_are_shown_where_there_are_nodes() -> None:
-    assert "other nodes" not in run("two", "--profile", "trace")
-    assert "other nodes" in run("nodes", "--profile", "trace")
+    assert "to other" not in run("two", "--profile", "trace")
+    assert "to other" in run("nodes", "--profile", "trace")
+
+
+def by_domain(files: Path) -> RoutingProfile:
+    """`trace` with tokens of three domains, one of them without a number, and names that are not words."""
+    profile = random_profile()
+    assert profile.sample is not None
+    domain_ids = np.repeat(np.array([1, 0, -1], dtype=np.int16), [20, 15, 5])
+    counts = [
+        np.stack([np.bincount(profile.sample.expert_ids[own, layer].ravel(), minlength=8) for layer in range(2)])
+        for own in (domain_ids != 1, domain_ids == 1)
+    ]
+    domains = DomainCounts(names=("[/INST]", "b\x1b[2J"), num_tokens=np.array([20, 20]), expert_counts=np.stack(counts))
+    named = replace(profile, sample=replace(profile.sample, domain_ids=domain_ids), domains=domains)
+    named.save(files / "named")
+    return named
+
+
+def test_each_domain_is_judged_where_the_whole_trace_puts_its_tokens(files: Path) -> None:
+    profile = by_domain(files)
+    assert profile.sample is not None
+    value = json.loads(run("two", "--profile", "named", "--by-domain", "--json"))
+    for result in value["results"]:
+        found = {domain["domain"]: domain for domain in result["domains"]}
+        assert {name: domain["num_tokens"] for name, domain in found.items()} == {
+            "no domain": 5,
+            "[/INST]": 15,
+            "b\x1b[2J": 20,
+        }
+        for name in ("remote_copies_per_token", "local_activation_rate"):
+            parts = sum(domain["num_tokens"] * domain["mean"][name] for domain in found.values())
+            assert parts == pytest.approx(40 * result["mean"][name])
+    assert "domains" not in json.loads(run("two", "--profile", "named", "--json"))["results"][0]
+
+
+def test_names_from_a_file_are_shown_as_they_are(files: Path) -> None:
+    by_domain(files)
+    (files / "x[").mkdir()
+    (files / "two").rename(files / "x[/b]")
+    rows = run("x[/b]", "--profile", "named", "--by-domain").splitlines()
+    assert [row.split("  ")[0] for row in rows[-3:]] == ["no domain", "[/INST]", "b\N{REPLACEMENT CHARACTER}[2J"]
+    assert any(row.startswith("x[/b]  ") for row in rows)
 
 
 @pytest.mark.usefixtures("files")
@@ -120,6 +162,7 @@ def test_row_bytes_adds_a_modelled_step(files: Path) -> None:
         (["two", "--profile", "counts"], 1, "evaluating a plan needs the routing of single tokens"),
         (["two", "--profile", "trace", "--capacity", "1,x"], 2, "--capacity is '1,x', numbers such as"),
         (["two", "--profile", "trace", "--capacity", "0"], 2, "a capacity factor is 0.0, a positive number"),
+        (["two", "--profile", "trace", "--by-domain"], 1, "figures by domain need a profile that knows"),
         (["two", "--profile", "trace", "--row-bytes", "9"], 2, "a modelled step time needs intra_node_gb_per_s"),
         (["two"], 2, "Missing option '--profile'"),
         (["--profile", "trace"], 2, "Missing argument 'PLAN...'"),
@@ -131,6 +174,7 @@ def test_row_bytes_adds_a_modelled_step(files: Path) -> None:
         "counts alone",
         "no number",
         "zero",
+        "no domains",
         "no links",
         "no profile",
         "no plan",

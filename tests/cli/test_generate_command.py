@@ -60,7 +60,9 @@ def test_one_process_answers_as_the_unmodified_model(command_line, compiled_tiny
 
 def torchrun(processes, *words):
     script = Path(sys.executable).with_name("specmoe")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", script]
+    # Standalone: a port of its own, as other tests start torchrun at the same time.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    command = [*launcher, "--no-python", script]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     return subprocess.run(
         [str(word) for word in (*command, *words)], env=environment, capture_output=True, text=True, timeout=200

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from specmoe.placement.topology import Topology
+from specmoe.profiler.domain_counts import DomainCounts
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 
@@ -30,6 +31,12 @@ def folder(random_plan, tmp_path: Path) -> Path:
     )
     counts.save(tmp_path / "counts")
     replace(counts, seen_share=0.25, too_long_requests=3).save(tmp_path / "stopped")
+    domains = DomainCounts(
+        names=("chat", "code"),
+        num_tokens=np.array([40, 1000]),
+        expert_counts=np.stack([np.zeros_like(counts.expert_counts), counts.expert_counts]),
+    )
+    replace(counts, domains=domains).save(tmp_path / "domains")
     sample = RoutingSample(expert_ids=ids, token_ids=np.arange(40, dtype=np.int32))
     replace(counts, sample=sample, vocab_size=50).save(tmp_path / "trace")
     shape = {"num_experts": 8, "top_k": 3, "layer_ids": (0, 1)}
@@ -51,6 +58,7 @@ def folder(random_plan, tmp_path: Path) -> Path:
         ),
         ("counts", ["counts alone", "not counted"]),
         ("stopped", ["1,040 tokens; the run was stopped after 25 % of its corpus"]),
+        ("domains", ["code 1,000 tokens, chat 40 tokens"]),
         ("dp.plan", ["a placement plan", "2 on one node", "10 in each layer, 2 of them replicas", "for 50 token ids"]),
         ("dp.plan", ["0.750 remote copies per token on other requests", "proven bound     none"]),
         ("nodes.plan", ["3 on 2 nodes (2 + 1)", "one for every expert", "1.200 remote copies per token, gap 25.0%"]),

@@ -107,6 +107,28 @@ def test_new_partners_ask_for_a_new_plan_though_no_expert_is_used_more(old, plan
     assert unsolved.plan.solved_anew is None
 
 
+def test_without_solving_anew_a_plan_is_not_held_to_the_profile_that_it_was_solved_from(old, plan):
+    new = topical_profile(1, NEIGHBOURS)
+    expected = plan.predicted["held_out_objective"]
+    found = drift(old, new, plan, solve_anew=False)
+    assert found.plan is not None
+    assert found.plan.old_is_fit
+    assert f"on other requests of the old kind its solver expected {expected:.3f}" in found.reason
+    costly = found.plan.on_new.remote_copies_per_token
+    generous = replace(plan, predicted={**plan.predicted, "held_out_objective": 2 * costly})
+    mean = replace(plan, predicted={**plan.predicted, "held_out_objective": costly / 2})
+    assert drift(old, new, generous, solve_anew=False).verdict == "keep"
+    assert drift(old, new, mean, solve_anew=False).verdict == "re-solve"
+
+
+def test_a_plan_without_an_expectation_is_held_to_its_own_profile_and_that_is_said(old, plan):
+    bare = replace(plan, predicted={})
+    assert "which flatters it" in drift(old, topical_profile(1, NEIGHBOURS), bare, solve_anew=False).reason
+    assert "the new profile is the one that it was solved from" in drift(old, old, plan, solve_anew=False).reason
+    other = replace(plan, profile_fingerprint="another")
+    assert "on the old profile it has" in drift(old, old, other, solve_anew=False).reason
+
+
 def test_halves_share_no_request_and_lose_none(old):
     first, second = split_in_halves(old, seed=0)
     requests = [set(half.sample.request_ids.tolist()) for half in (first, second)]

@@ -18,7 +18,7 @@ from specmoe.placement.options import SolveOptions
 from specmoe.placement.report.findings import gather
 from specmoe.placement.report.page import SCRIPTS, page, page_script
 from specmoe.placement.report.payload import payload, similarity
-from specmoe.placement.report.shown_metrics import shown_metrics
+from specmoe.placement.shown_metrics import shown_metrics
 from specmoe.placement.topology import Topology
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}

@@ -1,4 +1,4 @@
-"""How a metric is shown: heading, unit, digits, and which way is better."""
+"""How a metric is shown, on the page and in the terminal: heading, unit, digits, and which way is better."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ShownMetric:
 
 
 REMOTE_COPIES = ShownMetric(
-    name="remote_copies_per_token", heading="Remote copies", unit="hidden states per token sent to other ranks"
+    name="remote_copies_per_token", heading="Remote copies per token", unit="hidden states sent to other ranks"
 )
 INTERNODE_COPIES = ShownMetric(
     name="internode_copies_per_token", heading="To other nodes", unit="other nodes that a token's hidden state goes to"
@@ -49,12 +49,13 @@ LOCAL_SHARE = ShownMetric(
 LOAD_IMBALANCE = ShownMetric(
     name="load_imbalance", heading="Load imbalance", unit="heaviest rank's (token, expert) pairs over the mean rank's"
 )
+BALANCEDNESS = ShownMetric(name="balancedness", heading="Balancedness", unit="1 / load imbalance", more_is_better=True)
 TOKEN_IMBALANCE = ShownMetric(
     name="token_imbalance", heading="Token imbalance", unit="most tokens at home on one rank over the mean"
 )
 
 
 def shown_metrics(*, several_nodes: bool) -> list[ShownMetric]:
-    """The metrics in the order of the page's columns."""
+    """The metrics in the order of the columns; balancedness, the inverse of another, is not among them."""
     between = [INTERNODE_COPIES] if several_nodes else []
     return [REMOTE_COPIES, *between, LOCAL_SHARE, LOAD_IMBALANCE, TOKEN_IMBALANCE]
