@@ -25,7 +25,11 @@ def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
             "make one with `specmoe profile --generate N`"
         )
     own = replace(
-        profile, domains=None, decode=None, sample=_tokens_of(sample, {"prefill": PREFILL}.get(phase, DECODE))
+        profile,
+        domains=None,
+        decode=None,
+        sample=_tokens_of(sample, {"prefill": PREFILL}.get(phase, DECODE)),
+        source=f"{profile.source}, {phase} alone" if profile.source else f"{phase} alone",
     )
     if phase == "decode":
         return replace(

@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from specmoe.cli.phase_option import phase_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--plan", type=click.Path(path_type=Path), help="The plan in use: what it loses decides the verdict.")
+@phase_option
 @click.option("--tolerance", type=float, default=0.05, show_default=True, help="The loss that is worth a new plan.")
 @click.option(
     "--no-solve", is_flag=True, help="Do not solve anew: hold its cost on NEW against what was to be expected."
@@ -29,6 +32,7 @@ def command(
     old: Path,
     new: Path,
     plan: Path | None,
+    phase: Any,
     tolerance: float,
     no_solve: bool,
     time_limit: float | None,
@@ -50,11 +54,13 @@ def command(
     from specmoe.cli.solve_report import SolveBar
     from specmoe.cli.terminal import console
     from specmoe.placement.drift.drift import drift
+    from specmoe.profiler.phase_of_profile import profile_of_phase
+    from specmoe.profiler.routing_profile import RoutingProfile
 
     with SolveBar(visible=sys.stderr.isatty()) as bar:
         found = drift(
-            old,
-            new,
+            profile_of_phase(RoutingProfile.load(old), phase),
+            profile_of_phase(RoutingProfile.load(new), phase),
             plan,
             tolerance=tolerance,
             solve_anew=not no_solve,

@@ -16,8 +16,8 @@ def command(path: Path, as_json: bool) -> None:
     """Tell what FILE_OR_FOLDER is: a profile, a plan, a compiled checkpoint or one of its rank files, a topology, an
     exported placement.
 
-    Only headers and small JSON files are read, so it is quick whatever the size. It believes what a file says of
-    itself: `specmoe verify` checks the contents of a compiled checkpoint.
+    Only headers, the sizes of domains and small JSON files are read, so it is quick whatever the size. It believes
+    what a file says of itself: `specmoe verify` checks the contents of a compiled checkpoint.
 
     \b
     specmoe inspect experts.plan

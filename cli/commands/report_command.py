@@ -1,15 +1,19 @@
 """`specmoe report`: a page to look at, and plots for papers, on what plans do to a trace."""
 
+import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from specmoe.cli.factors import parse_factors
+from specmoe.cli.phase_option import phase_option
 
 if TYPE_CHECKING:
     from specmoe.placement.report.findings import Findings
+    from specmoe.profiler.phase_counts import Phase
 
 A_PATH: Any = click.Path(path_type=Path)
 
@@ -29,7 +33,9 @@ A_PATH: Any = click.Path(path_type=Path)
 @click.option(
     "--since", metavar="OLDER", type=A_PATH, help="An older profile: also tell how far the routing has moved."
 )
+@phase_option
 @click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the page says, and every metric, as JSON.")
 def command(
     plans: tuple[Path, ...],
     profile: Path,
@@ -37,11 +43,13 @@ def command(
     png: Path | None,
     capacity: str,
     since: Path | None,
+    phase: Any,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Replay the trace in a profile under each PLAN, and under linear, round_robin and eplb, and write what happens as
-    one page that needs no network: what is gained, each layer, load, co-activation, replicas, token tables, traffic and
-    capacity.
+    one page that needs no network: what is gained, each layer and domain, load, co-activation, replicas, token tables,
+    traffic and capacity.
 
     Judge a plan on text that it was not solved from. --png needs matplotlib (pip install 'specmoe[plots]').
 
@@ -50,9 +58,10 @@ def command(
     specmoe report small.plan large.plan --profile heldout.profile -o report.html
     specmoe report experts.plan --profile heldout.profile -o report.html --png plots/
     specmoe report experts.plan --profile june.profile --since january.profile -o report.html
+    specmoe report experts.plan --profile heldout.profile -o report.html --json > report.json
     """
     from specmoe.atomic import refuse_existing
-    from specmoe.placement.report.headline import headline
+    from specmoe.placement.report.headline import cautions, headline
     from specmoe.placement.report.page import write_page
 
     factors = parse_factors(capacity)
@@ -61,18 +70,28 @@ def command(
         from specmoe.placement.report.plots import refuse_plots, write_plots
 
         refuse_plots(png, force=force)
-    findings = _measured(plans, profile, factors, since)
+    findings = _measured(plans, profile, factors, since, phase)
     written = [] if png is None else write_plots(findings, png, force=force)
     write_page(findings, output, force=force)
+    if as_json:
+        files = {"page": str(output), "plots": list(map(str, written))}
+        said = {"headline": headline(findings), "cautions": cautions(findings)}
+        drifts = [moved.to_json() for moved in findings.drifts]
+        click.echo(json.dumps({**files, **said, **findings.evaluation.to_json(), "drift": drifts}))
+        return
     click.echo(headline(findings))
     click.echo(f"wrote {', '.join(map(str, [*written, output]))}")
 
 
-def _measured(plans: tuple[Path, ...], profile: Path, factors: list[float], since: Path | None) -> "Findings":
+def _measured(
+    plans: tuple[Path, ...], profile: Path, factors: list[float], since: Path | None, phase: "Phase"
+) -> "Findings":
     from tqdm import tqdm
 
     from specmoe.placement.report.findings import gather, with_drift
+    from specmoe.profiler.phase_of_profile import profile_of_phase
 
+    part = partial(profile_of_phase, phase=phase)
     with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
-        findings = gather(plans, profile, capacity=factors, on_step=lambda _: bar.update())
-        return findings if since is None else with_drift(findings, since)
+        findings = gather(plans, profile, part=part, capacity=factors, on_step=lambda _: bar.update())
+        return findings if since is None else with_drift(findings, since, part=part)

@@ -15,6 +15,7 @@ from specmoe.placement.drift.drift import Drift, drift
 from specmoe.placement.evaluate import Evaluation, PlanResult, evaluate
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.detail import PlacementDetail, placement_detail, share_together
+from specmoe.placement.report.domains import distances_of_domains, has_domains
 from specmoe.placement.report.table_use import TableUse, table_use
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
@@ -23,6 +24,11 @@ MAX_PLANS = 8
 CAPACITY_BATCHES = 8
 
 OnStep = Callable[[str], None]
+Part = Callable[[RoutingProfile], RoutingProfile]
+
+
+def _whole(profile: RoutingProfile) -> RoutingProfile:
+    return profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Placement:
 class Findings:
     """`placements` holds the plans, then the baselines. capacity_tokens: how many tokens the capacity bounds saw.
 
+    distances: of each domain from the whole trace, see `distances_of_domains`; none where it has not several.
     drifts: each plan beside an older profile, where one was given: `older_path`, `older_tokens` tokens in its sample.
     """
 
@@ -60,6 +67,7 @@ class Findings:
     evaluation: Evaluation
     placements: tuple[Placement, ...]
     capacity_tokens: int
+    distances: tuple[float, ...] = ()
     drifts: tuple[Drift, ...] = ()
     older_path: Path | None = None
     older_tokens: int = 0
@@ -85,9 +93,9 @@ class Findings:
         return self.placements[placement.before]
 
 
-def with_drift(findings: Findings, older_path: Path) -> Findings:
+def with_drift(findings: Findings, older_path: Path, *, part: Part = _whole) -> Findings:
     """The findings, and how far their trace and each plan's cost on it have moved since the profile `older_path`."""
-    older = RoutingProfile.load(older_path)
+    older = part(RoutingProfile.load(older_path))
     sample = older.require_sample("drift")
     drifts = tuple(drift(older, findings.profile, plan.plan, solve_anew=False) for plan in findings.plans)
     return replace(findings, drifts=drifts, older_path=older_path, older_tokens=sample.num_tokens)
@@ -101,18 +109,25 @@ def setting_of(plan: PlacementPlan) -> str:
 
 
 def gather(
-    plans: Sequence[Path], profile_path: Path, *, capacity: Sequence[float] = (), on_step: OnStep | None = None
+    plans: Sequence[Path],
+    profile_path: Path,
+    *,
+    part: Part = _whole,
+    capacity: Sequence[float] = (),
+    on_step: OnStep | None = None,
 ) -> Findings:
-    """Replay the trace in `profile_path` under each plan and the baselines; on_step is called with what is at hand.
+    """Replay the trace in `profile_path`, or `part` of it, under each plan and the baselines; on_step is called with
+    what is at hand.
 
     Raises what `evaluate` raises, and `UsageError` for the same plan twice or more than MAX_PLANS.
     """
     if len(plans) > MAX_PLANS or len(set(plans)) < len(plans):
         raise UsageError(f"{len(plans)} plans were given, at most {MAX_PLANS}, each once, were expected")
-    profile = RoutingProfile.load(profile_path)
+    profile = part(RoutingProfile.load(profile_path))
     tell = on_step or (lambda _: None)
-    evaluation = evaluate(list(plans), profile, on_result=tell)
     sample = profile.require_sample("a report")
+    by_domain = has_domains(sample)
+    evaluation = evaluate(list(plans), profile, by_domain=by_domain, on_result=tell)
     names = _labels(plans) + [result.name for result in evaluation.results if result.baseline]
     bounded = _first_batches(sample)
     is_bounded = bool(capacity) and bounded.gate_weights is not None
@@ -138,6 +153,7 @@ def gather(
         evaluation=evaluation,
         placements=tuple(placements),
         capacity_tokens=bounded.num_tokens,
+        distances=distances_of_domains(profile) if by_domain else (),
     )
 
 

@@ -1,14 +1,14 @@
 """The page's sections in their order: words, figures to draw, and a table beside each figure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from specmoe.placement.capacity import BATCH_TOKENS
 from specmoe.placement.drift.drift import Drift
+from specmoe.placement.report.domain_section import domain_section
 from specmoe.placement.report.findings import Findings, Placement
 from specmoe.placement.report.headline import cautions
+from specmoe.placement.report.section import Figure, Section, trace_source
 from specmoe.placement.report.tables import (
-    Table,
     capacity_table,
     drift_layer_table,
     drift_table,
@@ -23,35 +23,12 @@ from specmoe.placement.report.tables import (
 from specmoe.placement.shown_metrics import ShownMetric
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """name: which drawing of `page/main.js`; alternative: what it shows, in words; placement: whose, by its place."""
-
-    name: str
-    alternative: str
-    unit: str
-    source: str
-    title: str = ""
-    placement: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """name: the anchor. Of `gain` and `sources` the table is shown at once, of the others when it is asked for."""
-
-    name: str
-    title: str
-    text: Sequence[str] = ()
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
-    notes: Sequence[str] = field(default=())
-
-
 def sections(findings: Findings, metrics: Sequence[ShownMetric]) -> list[Section]:
     """Every section of a report on `findings`; one without content says why in a sentence."""
     makers: list[Callable[[Findings], Section]] = [
         lambda found: _gain(found, metrics),
         lambda found: _layers(found, metrics),
+        domain_section,
         _load,
         _one_layer,
         _replicas,
@@ -62,13 +39,6 @@ def sections(findings: Findings, metrics: Sequence[ShownMetric]) -> list[Section
         _sources,
     ]
     return [make(findings) for make in makers]
-
-
-def trace_source(findings: Findings) -> str:
-    """The trace in a few words: file, tokens, requests, and where it is from."""
-    trace = findings.evaluation.trace
-    origin = f" ({trace.source})" if trace.source else ""
-    return f"{findings.profile_path.name}, {trace.num_tokens:,} tokens in {trace.num_requests:,} requests{origin}."
 
 
 def _gain(findings: Findings, metrics: Sequence[ShownMetric]) -> Section:

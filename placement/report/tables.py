@@ -11,6 +11,7 @@ from specmoe.placement.report.headline import percent_change
 from specmoe.placement.shown_metrics import LOAD_IMBALANCE, REMOTE_COPIES, shown_metrics
 
 MAX_MATRIX = 32
+MAX_DOMAINS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,25 @@ def layer_table(setting: str, placements: Sequence[Placement]) -> Table:
         rows.append(Row(heading=str(layer_id), cells=cells))
     caption = f"{setting}: remote copies per token (load imbalance)"
     return Table(caption=caption, columns=["Layer", *(placement.short for placement in placements)], rows=rows)
+
+
+def domain_table(findings: Findings, setting: str, placements: Sequence[Placement]) -> Table:
+    """Remote copies per token and load imbalance of the placements of one setting for each domain, largest first."""
+    rows = []
+    for place in largest_domains(findings):
+        parts = [placement.result.domains[place] for placement in placements]
+        cells = [f"{parts[0].num_tokens:,}", f"{100 * findings.distances[place]:.1f}"]
+        cells += [f"{REMOTE_COPIES.write(part.mean)} ({LOAD_IMBALANCE.write(part.mean)})" for part in parts]
+        rows.append(Row(heading=parts[0].domain, cells=[Cell(text=text) for text in cells]))
+    columns = ["Domain", "Tokens", "Other experts (%)", *(placement.short for placement in placements)]
+    caption = f"{setting}: remote copies per token (load imbalance of its tokens), means over layers"
+    return Table(caption=caption, columns=columns, rows=rows)
+
+
+def largest_domains(findings: Findings) -> list[int]:
+    """The places of at most MAX_DOMAINS domains among those of each result, by falling number of tokens."""
+    domains = findings.evaluation.results[0].domains
+    return sorted(range(len(domains)), key=lambda place: -domains[place].num_tokens)[:MAX_DOMAINS]
 
 
 def load_table(setting: str, placements: Sequence[Placement]) -> Table:

@@ -1,5 +1,6 @@
 """`specmoe report` on the command line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,18 @@ def test_a_page_and_plots_are_written(command_line, folder) -> None:
     assert (folder / "plots" / "remote-copies.png").is_file()
 
 
+def test_json_has_what_the_page_says_and_every_metric(command_line, folder) -> None:
+    arguments = ("--profile", "trace", "-o", "page.html", "--since", "trace", "--json")
+    code, printed, _ = command_line("report", "experts.plan", *arguments)
+    found = json.loads(printed)
+    assert (code, found["page"], found["plots"]) == (0, "page.html", [])
+    assert found["headline"].startswith("On 40 tokens experts.plan sends ")
+    assert [result["name"] for result in found["results"]] == ["experts.plan", "linear", "round_robin", "eplb"]
+    evaluated = json.loads(command_line("evaluate", "experts.plan", "--profile", "trace", "--json")[1])
+    assert {name: found[name] for name in ("trace", "results")} == evaluated
+    assert found["drift"][0]["plan"]["name"]
+
+
 def test_an_existing_page_is_kept_unless_forced(command_line, folder) -> None:
     (folder / "page.html").write_text("mine")
     arguments = ("report", "experts.plan", "--profile", "trace", "-o", "page.html")
@@ -55,6 +68,11 @@ def test_an_existing_page_is_kept_unless_forced(command_line, folder) -> None:
         (["experts.plan", "experts.plan", "--profile", "trace"], 2, "each once"),
         (["experts.plan", "--profile", "trace", "--capacity", "x"], 2, "--capacity is 'x'"),
         (["experts.plan", "--profile", "trace", "--since", "counts"], 1, "needs the routing of single tokens"),
+        (
+            ["experts.plan", "--profile", "trace", "--phase", "decode"],
+            1,
+            "needs a profile that keeps prefill and decode",
+        ),
         (["experts.plan"], 2, "Missing option '--profile'"),
         (["--profile", "trace"], 2, "Missing argument 'PLAN...'"),
     ],

@@ -49,6 +49,7 @@ def make_profile(
             gate_weights=rng.random(ids.shape).astype(np.float16),
             token_ids=rng.integers(0, 50, num_tokens, dtype=np.int32),
             request_ids=np.arange(num_tokens, dtype=np.int32) // 30,
+            domain_ids=(np.arange(num_tokens) // 30 % 3 == 0).astype(np.int16),
         ),
         source="random </script><b>routing",
     )

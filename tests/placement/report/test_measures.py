@@ -9,6 +9,7 @@ from specmoe.errors import UsageError
 from specmoe.placement.homes import homes_of
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.detail import placement_detail, share_together
+from specmoe.placement.report.domain_section import domain_section
 from specmoe.placement.report.findings import gather
 from specmoe.placement.report.table_use import table_use
 from specmoe.placement.serving import serve_layer
@@ -120,3 +121,34 @@ def test_plans_of_one_name_are_told_apart_by_their_folders(folder, tmp_path) -> 
 def test_a_plan_given_twice_is_refused(folder) -> None:
     with pytest.raises(UsageError, match="each once"):
         gather([folder / "dp.plan", folder / "dp.plan"], folder / "trace")
+
+
+def test_a_domain_is_as_far_as_its_own_counts_are_from_all(findings, trace) -> None:
+    assert trace.sample is not None
+    shares = [
+        np.stack([np.bincount(ids[:, layer].ravel(), minlength=8) for layer in range(3)]) / (2 * len(ids))
+        for ids in (trace.sample.expert_ids, *(trace.sample.expert_ids[trace.sample.domain_ids == d] for d in (0, 1)))
+    ]
+    expected = [np.abs(own - shares[0]).sum(axis=1).mean() / 2 for own in shares[1:]]
+    assert findings.distances == pytest.approx(expected)
+    assert min(expected) > 0
+
+
+def test_domains_are_shown_the_largest_first_with_what_they_cost(findings) -> None:
+    section = domain_section(findings)
+    [table, *_] = section.tables
+    assert [(row.heading, row.cells[0].text) for row in table.rows] == [("0", "180"), ("1", "120")]
+    plan = findings.plans[0]
+    first = plan.result.domains[0].mean
+    assert f"{first.remote_copies_per_token:.3f} ({first.load_imbalance:.3f})" == table.rows[0].cells[2].text
+    copies = [domain.mean.remote_copies_per_token for domain in plan.result.domains]
+    assert f"sends most for {int(np.argmax(copies))} ({max(copies):.2f} " in section.text[1]
+
+
+def test_a_trace_of_one_domain_has_nothing_to_compare(folder, trace, tmp_path) -> None:
+    one = np.zeros(trace.sample.num_tokens, dtype=np.int16)
+    replace(trace, sample=replace(trace.sample, domain_ids=one)).save(tmp_path / "one")
+    found = gather([folder / "dp.plan"], tmp_path / "one")
+    assert found.distances == ()
+    assert domain_section(found).tables == ()
+    assert "domains" not in found.evaluation.to_json()["results"][0]

@@ -64,7 +64,19 @@ def outline(text) -> Outline:
 
 def test_sections_have_headings_and_are_linked(outline) -> None:
     names = [section["id"] for section in outline.all("section")]
-    expected = ["gain", "layers", "load", "one-layer", "replicas", "tables", "traffic", "capacity", "drift", "sources"]
+    expected = [
+        "gain",
+        "layers",
+        "domains",
+        "load",
+        "one-layer",
+        "replicas",
+        "tables",
+        "traffic",
+        "capacity",
+        "drift",
+        "sources",
+    ]
     assert names == expected
     assert [link["href"] for link in outline.all("a")] == [f"#{name}" for name in expected]
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
