@@ -7,21 +7,18 @@ import argparse
 import json
 import os
 import platform
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).parent))
+
+from shown_block import ROOT, show
+
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 PACKAGES = ("torch", "transformers", "numpy", "numba")
-
-
-def with_shown(readme: str, result: str) -> str:
-    """The README's text with `result` between its markers."""
-    before, rest = readme.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{result.strip()}\n{END}{rest.split(END, 1)[1]}"
 
 
 def publish(work: Path) -> None:
@@ -37,7 +34,7 @@ def publish(work: Path) -> None:
     }
     (RESULTS / "demo.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "demo.md").write_text(table, encoding="utf-8")
-    README.write_text(with_shown(README.read_text(encoding="utf-8"), table), encoding="utf-8")
+    show(README, "demo", table)
 
 
 def main() -> None:

@@ -1,223 +1,155 @@
 """How fast reshard moves a checkpoint, beside `cp` of the same files, and the most memory that it takes.
 
-    python benchmarks/reshard.py --gib 8 --work /some/disk/with/40/GiB
+    python benchmarks/reshard.py --gib 8 --work FOLDER      # 20 GiB of disk
 
-Writes a synthetic sharded checkpoint of FP8 experts with their scales (tens of thousands of tensors), then copies it
-with cp, with cp and sync, and compiles it to both layouts, each in a process of its own; reshard always syncs. That is
-done `--rounds` times in turn, and of each the median counts. Cached pages are what a first pass over the source left,
-for all alike. Prints one JSON object. Wall time needs a quiet machine, processor time does not.
+Writes a synthetic sharded checkpoint with tens of thousands of tensors, then copies it with cp and compiles it to both
+layouts, in turns, each time in fresh processes, with the source in the page cache and without; the median of the
+rounds counts. The speed is compared with that of cp followed by a sync of its files, since reshard syncs what it
+writes. cp alone leaves part of it in memory. Writes results/reshard.{json,md} and shows them in docs/reshard.md and
+the README, unless `--out` names another place. The times need a quiet machine.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
+import shlex
 import shutil
-import subprocess
+import statistics
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "reshard_suite")]
 
-from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.topology import Topology
+from measured_run import Run, measured_run, set_page_cache
+from shown_block import ROOT, show
+from synthetic_checkpoint import num_layers_of, num_tensors, random_plan, write_checkpoint
 
-NUM_EXPERTS, EP_SIZE, TOP_K = 256, 8, 8
-HIDDEN, INTERMEDIATE, BLOCK = 2048, 512, 128
-SHARD_BYTES = 2**30
+RECORD = ROOT / "benchmarks" / "results" / "reshard"
+BASELINE = "cp, then sync"
+LAYOUTS = ("ranks", "hf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One way of writing the checkpoint again: wall and processor time, bytes per second of wall time, most memory."""
+class Row:
+    """Medians over the rounds of one way of writing the checkpoint, and its speed over that of `BASELINE`."""
 
-    name: str
-    seconds: float
-    cpu_seconds: float
-    gb_per_s: float
-    peak_mib: float
+    way: str
+    page_cache: str
+    figures: Mapping[str, float]
+    ratio: float
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    source = arguments.work / "source"
-    num_layers = max(1, round(arguments.gib * 2**30 / layer_bytes()))
+    arguments = _arguments()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    source, num_layers = arguments.work / "source", num_layers_of(arguments.gib * 2**30)
     if not source.exists():
         write_checkpoint(source, num_layers)
-    plan_file = arguments.work / "random.plan"
-    random_plan(num_layers).save(plan_file, force=True)
-    size = sum(path.stat().st_size for path in source.iterdir())
-    subprocess.run(["sh", "-c", f"cat '{source}'/* > /dev/null"], check=True)
-    out = arguments.work / "out"
-    commands = {
-        "cp": ["cp", "-r", source, out],
-        "cp and sync": ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/*"],
-        **{
-            f"reshard {layout}": [*reshard_command(source, plan_file, out, layout), *jobs_option(arguments.jobs)]
-            for layout in ("ranks", "hf")
-        },
+    random_plan(num_layers).save(arguments.work / "random.plan", force=True)
+    rows = [row for state in ("warm", "cold") for row in _measure(arguments.work, state, arguments.rounds)]
+    about = {
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/reshard.py {shlex.join(sys.argv[1:3])} --rounds {arguments.rounds}",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "checkpoint_bytes": sum(path.stat().st_size for path in source.iterdir()),
+        "files": len(list(source.iterdir())),
+        "tensors": num_tensors(num_layers),
+        "rounds": arguments.rounds,
     }
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(arguments.rounds):
-        for name, command in commands.items():
-            runs[name].append(measure(name, [str(part) for part in command], size))
-            shutil.rmtree(out)
-    medians = [sorted(rounds, key=lambda run: run.seconds)[len(rounds) // 2] for rounds in runs.values()]
-    print(json.dumps({**report(source, num_layers, size, medians), "rounds": arguments.rounds}, indent=1))
+    stored = {"about": about, "rows": [asdict(row) for row in rows]}
+    arguments.out.with_suffix(".json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    text = table(stored)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    if arguments.out == RECORD:
+        show(ROOT / "docs" / "reshard.md", "reshard", text)
+        show(ROOT / "README.md", "reshard", summary(stored))
+    print(text)
 
 
-def parse_arguments() -> argparse.Namespace:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=8.0, help="size of the checkpoint")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured")
-    parser.add_argument("--jobs", type=int, help="files that reshard writes at once (default: its own)")
     parser.add_argument("--work", type=Path, required=True, help="folder for source and outputs; the source is kept")
+    parser.add_argument("--out", type=Path, default=RECORD, help="the results' name, without its ending")
     return parser.parse_args()
 
 
-def reshard_command(source: Path, plan: Path, out: Path, layout: str) -> list[object]:
-    return [Path(sys.executable).parent / "specmoe", "reshard", source, plan, "-o", out, "--layout", layout]
-
-
-def jobs_option(jobs: int | None) -> list[object]:
-    return [] if jobs is None else ["--jobs", jobs]
-
-
-def measure(name: str, command: Sequence[str], size: int) -> Run:
-    os.sync()
-    started, peak = time.monotonic(), 0
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, peak_kib(process.pid))
-        time.sleep(0.01)
-    seconds = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise SystemExit(f"{name} failed with status {process.returncode}")
-    return Run(
-        name=name,
-        seconds=round(seconds, 2),
-        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-        gb_per_s=round(size / seconds / 1e9, 3),
-        peak_mib=round(peak / 1024, 1),
-    )
-
-
-def peak_kib(process_id: int) -> int:
-    """The largest resident memory so far; not from rusage, which a child inherits from this process."""
-    try:
-        status = Path(f"/proc/{process_id}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
-
-
-def report(source: Path, num_layers: int, size: int, runs: Sequence[Run]) -> dict[str, object]:
-    speed = {run.name: run.gb_per_s for run in runs}
-    ratios = {
-        f"{name} over {base}": round(speed[name] / speed[base], 3)
-        for name in ("reshard ranks", "reshard hf")
-        for base in ("cp", "cp and sync")
+def _ways(work: Path, out: Path) -> dict[str, list[str]]:
+    """Commands by name; each writes the folder `out`."""
+    source = str(work / "source")
+    ways = {
+        BASELINE: ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', source, str(out)],
+        "cp alone": ["cp", "-r", source, str(out)],
     }
-    return {
-        "machine": {"processors": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "checkpoint": {
-            "bytes": size,
-            "files": len(list(source.iterdir())),
-            "tensors": num_layers * (NUM_EXPERTS * 6 + 2) + 1,
-        },
-        "runs": [asdict(run) for run in runs],
-        "ratios": ratios,
-    }
+    program = [str(Path(sys.executable).parent / "specmoe"), "reshard", source, str(work / "random.plan")]
+    for layout in LAYOUTS:
+        ways[f"reshard, {layout}"] = [*program, "-o", str(out), "--layout", layout]
+        ways[f"reshard, {layout}, --jobs 1"] = [*ways[f"reshard, {layout}"], "--jobs", "1"]
+    return ways
 
 
-def expert_tensors() -> dict[str, tuple[str, tuple[int, int]]]:
-    wide, tall = (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)
-    tensors: dict[str, tuple[str, tuple[int, int]]] = {}
-    for projection, shape in (("gate_proj", wide), ("up_proj", wide), ("down_proj", tall)):
-        tensors[f"{projection}.weight"] = ("F8_E4M3", shape)
-        tensors[f"{projection}.weight_scale_inv"] = ("F32", (shape[0] // BLOCK, shape[1] // BLOCK))
-    return tensors
+def _measure(work: Path, page_cache: str, rounds: int) -> list[Row]:
+    out = work / "out"
+    ways = _ways(work, out)
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, command in ways.items():
+            print(f"round {number}, {page_cache}: {name}", file=sys.stderr)
+            shutil.rmtree(out, ignore_errors=True)
+            set_page_cache(work / "source", page_cache)
+            runs[name].append(measured_run(command))
+    shutil.rmtree(out)
+    medians = {name: _medians(found) for name, found in runs.items()}
+    base = medians[BASELINE]["seconds"]
+    return [
+        Row(way=name, page_cache=page_cache, figures=figures, ratio=round(base / figures["seconds"], 3))
+        for name, figures in medians.items()
+    ]
 
 
-def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    return int(np.prod(shape)) * {"F8_E4M3": 1, "BF16": 2, "F32": 4}[dtype]
+def _medians(runs: Sequence[Run]) -> dict[str, float]:
+    names = [field.name for field in fields(Run)]
+    return {name: round(statistics.median(getattr(run, name) for run in runs), 3) for name in names}
 
 
-def layer_tensors(layer: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    prefix = f"model.layers.{layer}"
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-        f"{prefix}.mlp.gate.weight": ("BF16", (NUM_EXPERTS, HIDDEN)),
-        f"{prefix}.self_attn.o_proj.weight": ("BF16", (HIDDEN, HIDDEN)),
-    }
-    for expert in range(NUM_EXPERTS):
-        tensors |= {f"{prefix}.mlp.experts.{expert}.{name}": tensor for name, tensor in expert_tensors().items()}
-    return tensors
+def table(stored: Mapping[str, Any]) -> str:
+    """The record in Markdown, for the documentation."""
+    about = stored["about"]
+    lines = [
+        f"{about['checkpoint_bytes'] / 2**30:.2f} GiB in {about['tensors']:,} tensors and {about['files']} files; "
+        f"{about['machine']}; medians of {about['rounds']} rounds, {about['date']}. `{about['command']}`\n",
+        "| source in page cache | way | seconds | CPU seconds | GB/s | speed beside cp and sync | most memory, MiB | "
+        "read from disk, GB |",
+        "|---" * 8 + "|",
+    ]
+    for row in stored["rows"]:
+        figures = row["figures"]
+        speed = about["checkpoint_bytes"] / figures["seconds"] / 1e9
+        cached = {"warm": "yes", "cold": "no"}[row["page_cache"]]
+        lines.append(
+            f"| {cached} | {row['way']} | {figures['seconds']:.1f} | {figures['cpu_seconds']:.1f} | {speed:.2f} | "
+            f"{row['ratio']:.2f} | {figures['peak_mib']:.0f} | {figures['read_gb']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
-def layer_bytes() -> int:
-    return sum(tensor_bytes(*tensor) for tensor in layer_tensors(0).values())
-
-
-def write_checkpoint(folder: Path, num_layers: int) -> None:
-    """Shards of about `SHARD_BYTES`, in the order of the layers, filled with pseudo-random bytes."""
-    folder.mkdir(parents=True)
-    config = {
-        "model_type": "deepseek_v3",
-        "num_hidden_layers": num_layers,
-        "n_routed_experts": NUM_EXPERTS,
-        "num_experts_per_tok": TOP_K,
-        "n_group": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    weight_map: dict[str, str] = {}
-    per_shard = max(1, SHARD_BYTES // layer_bytes())
-    starts = range(0, num_layers, per_shard)
-    for number, start in enumerate(starts, start=1):
-        name = f"model-{number:05d}-of-{len(starts):05d}.safetensors"
-        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for layer in range(start, min(start + per_shard, num_layers)):
-            tensors |= layer_tensors(layer)
-        write_shard(folder / name, tensors)
-        weight_map |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
-def write_shard(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    header, position = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        end = position + tensor_bytes(dtype, shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    rng = np.random.default_rng(position)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        while position > 0:
-            file.write(rng.bytes(min(position, 2**26)))
-            position -= 2**26
-
-
-def random_plan(num_layers: int) -> PlacementPlan:
-    rng = np.random.default_rng(0)
-    experts = np.stack([rng.permutation(NUM_EXPERTS) for _ in range(num_layers)]).astype(np.int32)
-    slot_of = np.argsort(experts, axis=1).astype(np.int32)
-    return PlacementPlan(
-        topology=Topology.single_node(EP_SIZE),
-        num_logical_experts=NUM_EXPERTS,
-        top_k=TOP_K,
-        attention="dp",
-        replica_choice="static",
-        layer_ids=np.arange(num_layers, dtype=np.int32),
-        physical_to_logical=experts,
-        rank_of_physical=np.repeat(np.arange(EP_SIZE, dtype=np.int32), NUM_EXPERTS // EP_SIZE),
-        dispatch_slot=np.broadcast_to(slot_of[:, None, :], (num_layers, EP_SIZE, NUM_EXPERTS)).copy(),
-        method="random",
+def summary(stored: Mapping[str, Any]) -> str:
+    """The record in two sentences, for the README."""
+    about = stored["about"]
+    rows = [row for row in stored["rows"] if row["way"] in {f"reshard, {layout}" for layout in LAYOUTS}]
+    ratios = [row["ratio"] for row in rows]
+    peak = max(row["figures"]["peak_mib"] for row in rows)
+    size = f"{about['checkpoint_bytes'] / 2**30:.1f} GiB in {about['tensors']:,} tensors"
+    return (
+        f"{size} were compiled at {min(ratios):.2f} to {max(ratios):.2f} of the speed of `cp` and a sync of the same "
+        f"files ({about['machine']}), in at most {peak:.0f} MiB of memory.\n[docs/reshard.md](docs/reshard.md) has "
+        "both layouts, with the source in the page cache and without."
     )
 
 

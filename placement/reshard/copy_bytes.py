@@ -6,7 +6,7 @@ Memory is bounded by a buffer, or by one matrix that is written transposed.
 import hashlib
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,13 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specmoe.atomic import sync
 from specmoe.errors import CheckpointError
 from specmoe.placement.reshard.manifest import FileRecord
 from specmoe.placement.reshard.progress import Report
+from specmoe.placement.reshard.write_back import WriteBack
+from specmoe.read_ahead import will_read
 
 # Small enough to stay in a core's cache between reading, hashing and writing: larger ones halved the speed.
 BUFFER_BYTES = 256 * 2**10
+# What the system is asked to read before it is needed: experts lie in the order of the source, not in the plan's, and
+# no system foresees that.
+LOOK_AHEAD_BYTES = 16 * 2**20
+LOOK_AHEAD_STEP_BYTES = 2 * 2**20
 _MAX_OPEN_FILES = 32
 
 
@@ -85,6 +90,13 @@ class SourceFiles:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
+    def will_read(self, span: Span) -> None:
+        """Have the system begin to read `span`; raises `CheckpointError` when the file cannot be opened."""
+        try:
+            will_read(self._descriptor(span.path), span.begin, span.end - span.begin)
+        except OSError as error:
+            raise CheckpointError(f"{span.path} cannot be read: {error.strerror or error}") from error
+
     def _descriptor(self, path: Path) -> int:
         if path not in self._open:
             if len(self._open) >= _MAX_OPEN_FILES:
@@ -105,14 +117,16 @@ def write_file(
     state = hashlib.sha256()
     size = 0
     with SourceFiles() as sources, path.open("wb", buffering=0) as target:
+        write_back = WriteBack(target.fileno())
         for block in _blocks(sources, chain([header], parts)):
             if stop.is_set():
                 raise CopyStoppedError
             state.update(block)
             _write_all(target.fileno(), block)
             size += len(block)
+            write_back.reached(size)
             report(len(block))
-    sync(path)
+        os.fsync(target.fileno())
     return FileRecord(num_bytes=size, sha256=state.hexdigest())
 
 
@@ -120,7 +134,7 @@ def _blocks(sources: SourceFiles, parts: Iterable[Part]) -> Iterator[memoryview]
     """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
     buffer = memoryview(bytearray(BUFFER_BYTES))
     filled = 0
-    for piece in _merged(parts):
+    for piece in _announced(sources, _merged(parts)):
         part = piece.read(sources) if isinstance(piece, TransposedMatrix) else piece
         position, end = (0, len(part)) if isinstance(part, bytes) else (part.begin, part.end)
         while position < end:
@@ -137,6 +151,35 @@ def _blocks(sources: SourceFiles, parts: Iterable[Part]) -> Iterator[memoryview]
                 filled = 0
     if filled:
         yield buffer[:filled]
+
+
+def _announced(sources: SourceFiles, parts: Iterable[Part]) -> Iterator[Part]:
+    """`parts` in small pieces, each after the system was asked to read those of the next `LOOK_AHEAD_BYTES`."""
+    waiting: deque[Part] = deque()
+    ahead = 0
+    for part in chain.from_iterable(map(_pieces, parts)):
+        if isinstance(part, Span):
+            sources.will_read(part)
+        waiting.append(part)
+        ahead += _size(part)
+        while ahead > LOOK_AHEAD_BYTES:
+            ahead -= _size(waiting[0])
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _pieces(part: Part) -> Iterator[Part]:
+    if not isinstance(part, Span):
+        yield part
+        return
+    for begin in range(part.begin, part.end, LOOK_AHEAD_STEP_BYTES):
+        yield Span(part.path, begin, min(begin + LOOK_AHEAD_STEP_BYTES, part.end))
+
+
+def _size(part: Part) -> int:
+    """Bytes that `part` is read from or that it is."""
+    span = part.span if isinstance(part, TransposedMatrix) else part
+    return len(span) if isinstance(span, bytes) else span.end - span.begin
 
 
 def _merged(parts: Iterable[Part]) -> Iterator[Part]:

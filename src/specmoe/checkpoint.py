@@ -10,7 +10,9 @@ a stranger must not make specmoe read, and copy into the output, a file from els
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from specmoe.errors import CheckpointError
+from specmoe.read_ahead import will_read
 from specmoe.safetensors_header import TensorEntry, parse_json_object, read_header
 
 SINGLE_FILE = "model.safetensors"
@@ -26,6 +29,8 @@ CONFIG_FILE = "config.json"
 
 MAX_JSON_BYTES = 512 * 2**20
 FINGERPRINT_BYTES = 4096
+# So many tensors' first bytes are asked for at once: one by one, each would wait for the disk.
+_HEADS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +82,23 @@ class Checkpoint:
         for path, names in groupby(self.in_file_order(self.tensors), key=lambda name: self.tensors[name].file):
             try:
                 with path.open("rb", buffering=0) as handle:
-                    for name in names:
-                        entry = self.tensors[name]
-                        head = os.pread(handle.fileno(), min(FINGERPRINT_BYTES, entry.num_bytes), entry.begin)
-                        heads[name] = hashlib.sha256(head).digest()
+                    heads |= self._hash_heads_of(handle.fileno(), list(names))
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        return heads
+
+    def _hash_heads_of(self, descriptor: int, names: Sequence[str]) -> dict[str, bytes]:
+        places = {
+            name: (self.tensors[name].begin, min(FINGERPRINT_BYTES, self.tensors[name].num_bytes)) for name in names
+        }
+        heads: dict[str, bytes] = {}
+        for start in range(0, len(names), _HEADS_AT_ONCE):
+            batch = names[start : start + _HEADS_AT_ONCE]
+            for name in batch:
+                will_read(descriptor, *places[name])
+            for name in batch:
+                begin, size = places[name]
+                heads[name] = hashlib.sha256(os.pread(descriptor, size, begin)).digest()
         return heads
 
 
@@ -95,12 +111,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a Hugging Face checkpoint: it has no {CONFIG_FILE}")
     config = _read_json(safe_file(path, CONFIG_FILE))
     weight_map = _weight_map(path)
-    names = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
+    indexed = None if weight_map is None else _names_by_file(weight_map)
     tensors: dict[str, TensorEntry] = {}
-    for name in names:
+    for name in [SINGLE_FILE] if indexed is None else sorted(indexed):
         header = read_header(safe_file(path, name))
-        if weight_map is not None:
-            _check_against_index(path / name, header, weight_map)
+        if indexed is not None:
+            _check_against_index(path / name, header, indexed[name])
         tensors.update(header)
     if not tensors:
         raise CheckpointError(f"{path} is not a model checkpoint: its safetensors files hold no tensor")
@@ -169,11 +185,17 @@ def _check_shard_name(index: Path, file: str) -> None:
         raise CheckpointError(f"{index} names the file {file!r}; only .safetensors files are read")
 
 
-def _check_against_index(path: Path, header: Mapping[str, TensorEntry], weight_map: Mapping[str, str]) -> None:
-    indexed = {name for name, file in weight_map.items() if file == path.name}
-    if indexed == set(header):
+def _names_by_file(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
+    by_file: dict[str, set[str]] = defaultdict(set)
+    for name, file in weight_map.items():
+        by_file[file].add(name)
+    return by_file
+
+
+def _check_against_index(path: Path, header: Mapping[str, TensorEntry], indexed: AbstractSet[str]) -> None:
+    if indexed == header.keys():
         return
-    for name in sorted(indexed - set(header)):
+    for name in sorted(indexed - header.keys()):
         raise CheckpointError(f"{path} has no tensor {name!r}, which the index places there")
-    surplus = sorted(set(header) - indexed)[0]
+    surplus = sorted(header.keys() - indexed)[0]
     raise CheckpointError(f"{path} has a tensor {surplus!r} that the index does not place there")
