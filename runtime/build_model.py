@@ -1,13 +1,15 @@
 """Build the transformers model on the meta device, give its experts modules one process's slots, and fill it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from specmoe.errors import UsageError
 from specmoe.pretrained import LOADING, check_loading_report, generating_class, read_config, reading_with_transformers
-from specmoe.runtime.adopt_experts import adopt_experts
+from specmoe.runtime.adopt_experts import adopt_experts, may_choose_none
 from specmoe.runtime.attention_split import own_slices
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
@@ -48,6 +50,11 @@ def build_model(
     blocks = [model.get_submodule(name.rpartition(".")[0]) for name in files.manifest.expert_modules]
     for block, module in zip(blocks, modules, strict=True):
         adopt_experts(block, module)
+        if capacity is not None and may_choose_none(module):
+            raise UsageError(
+                f"a capacity was given, and a token of {type(model).__name__} may choose fewer than {files.plan.top_k} "
+                "experts, so that no mean load is known; load without one"
+            )
     hidden_size = model.config.get_text_config().hidden_size
     runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity, decode)
     if isinstance(runtime.homes, TokenHomes) and has_own_heads:
@@ -63,7 +70,8 @@ def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | 
     config = read_config(files.folder)
     model_class = generating_class(config)
     dtype = dtype or _stated_dtype(config) or experts.dtype or torch.bfloat16
-    tensors = dequantize_shared(files.shared_tensors(), fp8_block(files.quantization), dtype)
+    shared = _without_idle_experts(files.shared_tensors(), files.manifest.expert_modules)
+    tensors = dequantize_shared(shared, fp8_block(files.quantization), dtype)
     if files.quantization:
         # What was quantized is not any more.
         del config.quantization_config
@@ -88,6 +96,12 @@ def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | 
         with reading_with_transformers(f"{files.folder / GENERATION_CONFIG_FILE} cannot be read"):
             model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
     return model
+
+
+def _without_idle_experts(tensors: Mapping[str, torch.Tensor], modules: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`tensors` without weights stored for experts of `modules` that compute nothing: there is no slot for those."""
+    names = re.compile(f"(?:{'|'.join(map(re.escape, modules))})" + r"\.\d+\..+")
+    return {name: tensor for name, tensor in tensors.items() if not names.fullmatch(name)}
 
 
 def _stated_dtype(config: Any) -> torch.dtype | None:

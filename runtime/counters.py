@@ -45,11 +45,15 @@ class Counters:
         self,
         row: int,
         assignment: Assignment,
+        is_pair: torch.Tensor,
         home_rank: torch.Tensor,
         tables: RoutingTables,
         rerouted: torch.Tensor | None,
     ) -> None:
-        """Count one forward pass through the plan's row `row`; home_rank: int32 [T]; rerouted: bool [T, K] or None."""
+        """Count one forward pass through the plan's row `row`.
+
+        is_pair: bool [T, K], where the router chose an expert; home_rank: int32 [T]; rerouted: bool [T, K] or None.
+        """
         kept = assignment.pair_slot >= 0
         served_on = tables.rank_of_slot[assignment.pair_slot.clamp(min=0).long()]
         is_local = served_on == home_rank[:, None]
@@ -57,7 +61,7 @@ class Counters:
         is_own = (served_on >= self._own_ranks.start) & (served_on < self._own_ranks.stop)
         tokens = self._sums.new_tensor(home_rank.shape[0])
         changed = torch.zeros_like(kept) if rerouted is None else rerouted
-        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, ~kept, changed]
+        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, is_pair & ~kept, changed]
         of_rank = (served_on[:, :, None] == self._ranks) & kept[:, :, None]
         sums = torch.stack([tokens, *[mask.sum() for mask in counted]])
         self._sums[row] += torch.cat([sums, of_rank.sum(dim=(0, 1))])

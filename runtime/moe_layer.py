@@ -2,12 +2,13 @@
 
 import torch
 
-from specmoe.kernels.assign.assign import assign, group_by_slot
+from specmoe.kernels.assign.assign import assign, assign_slots, group_by_slot
 from specmoe.kernels.assign.assignment import Assignment
+from specmoe.kernels.assign.reference import choose_slots
 from specmoe.kernels.combine.combine import combine
 from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.kernels.routing_tables import RoutingTables
-from specmoe.runtime.adopt_experts import weighs_inputs
+from specmoe.runtime.adopt_experts import may_choose_none, weighs_inputs
 from specmoe.runtime.counters import Counters
 from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
@@ -39,6 +40,7 @@ class MoeLayer:
         self._tables = tables
         self._experts = experts
         self._weighs_inputs = weighs_inputs(experts)
+        self._may_choose_none = may_choose_none(experts)
         self._exchange = exchange
         self.homes = homes
         self._counters = counters
@@ -52,7 +54,8 @@ class MoeLayer:
     def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         """[T, H]: the weighted sum of each token's experts.
 
-        hidden: floating [T, H]; top_k_index: integer [T, K], logical experts; top_k_weights: floating [T, K].
+        hidden: floating [T, H]; top_k_index: integer [T, K], logical experts, or -1 for none (without a capacity);
+        top_k_weights: floating [T, K].
         """
         home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
         assignment = self._assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank)
@@ -86,9 +89,12 @@ class MoeLayer:
             priority = self._capacity.forward_pass.priority
             own = None if priority is None else self.homes.own_of(priority)
             assignment, rerouted = self._capacity.assign(index, weights, home_rank, own, self._tables)
+        elif self._may_choose_none:
+            slots = choose_slots(index.long(), home_rank.long(), self._tables)
+            assignment = assign_slots(slots.to(torch.int32), weights, home_rank, self._tables)
         else:
             assignment = assign(index, weights, home_rank, self._tables)
-        self._counters.add(self.row, assignment, home_rank, self._tables, rerouted)
+        self._counters.add(self.row, assignment, index >= 0, home_rank, self._tables, rerouted)
         return assignment
 
     def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic) -> torch.Tensor:

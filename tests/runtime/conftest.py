@@ -79,6 +79,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
         },
         (0, 2),
     ),
+    # Its router chooses among 8 experts and 4 that compute nothing.
+    "longcat_flash": (
+        "LongcatFlashConfig",
+        {
+            "num_hidden_layers": 4,  # two attentions in each of two layers
+            "ffn_hidden_size": 40,
+            "expert_ffn_hidden_size": 24,
+            "n_routed_experts": 8,
+            "zero_expert_num": 4,
+            "moe_topk": 3,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+        (0, 1),
+    ),
 }
 
 
