@@ -24,9 +24,10 @@ line is a model type of the family table and a format of its weights, each cell 
 Rank files name experts as that transformers does in memory. Floating-point models are tiny random ones of
 transformers' own classes, saved with their published names; a multimodal type is the whole model. Quantized
 checkpoints are moved as bytes, with every suffix of an expert. FP8, MXFP4 and compressed-tensors' FP8 and INT4 are
-run too, as transformers dequantizes them on a CPU. The other formats are proven by bytes: transformers loads no NVFP4
-checkpoint yet, and needs gptqmodel for GPTQ and AWQ, which was not tried. Every cell includes a passed
-`specmoe verify --against`.
+run too, as transformers dequantizes them on a CPU. The other formats are proven by bytes: transformers takes no GPTQ
+or AWQ experts (it replaces linear layers, and its experts are one parameter a projection) and no NVFP4 checkpoint of
+ModelOpt's, and dequantizes compressed-tensors' experts without their zero points and NVFP4's second scale. Every cell
+includes a passed `specmoe verify --against`.
 
 | model type | weights | layout hf | layout ranks |
 |---|---|---|---|
