@@ -4,18 +4,18 @@
 
 Makes a random checkpoint and compiles it. Every way to load runs in fresh processes with one thread each, all at once
 and in turns, with the files in the page cache and without; the median of the rounds counts. "Ready" is after a forward
-pass that uses every expert, since mapped weights are read when they are used. Writes results/loading.{md,json}.
+pass that uses every expert, since mapped weights are read when they are used; its logits must be the same in every way.
+Writes results/loading.{md,json} and shows them in docs/reshard.md and the README, unless `--out` names another place.
 """
 
 import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
@@ -26,14 +26,24 @@ import specmoe
 from specmoe.placement.plan import Attention
 
 SUITE = Path(__file__).parent / "loading_suite"
-RESULTS = Path(__file__).parent / "results"
-sys.path.append(str(SUITE))
+sys.path += [str(Path(__file__).parent), str(SUITE)]
 
-from random_checkpoint import Shape, random_plan, write_checkpoint  # noqa: E402 (the folder is no package)
+from page_cache import set_page_cache  # noqa: E402 (the folders are no packages)
+from random_checkpoint import Shape, random_plan, write_checkpoint  # noqa: E402
+from shown_block import ROOT, show  # noqa: E402
 
+RECORD = ROOT / "benchmarks" / "results" / "loading"
 FIRST_PORT = 29611
 ATTENTIONS: tuple[Attention, ...] = ("dp", "tp")
-SECONDS = ("load_seconds", "load_cpu_seconds", "ready_seconds")
+# The ways that the README compares: a process a rank, each with its own part, or each with the whole model.
+OURS, THEIRS, WHOLE = (
+    "specmoe, a rank each, dp",
+    "transformers, expert parallel",
+    "transformers, the whole model in each",
+)
+SECONDS = ("load_seconds", "load_cpu_seconds", "ready_seconds", "ready_cpu_seconds")
+# Other logits differ by about 1; sums in another order, in bfloat16, by much less than this.
+CHECKSUM_TOLERANCE = 0.1
 MEBIBYTES = ("load_peak_mib", "load_own_mib", "ready_peak_mib")
 
 
@@ -65,23 +75,20 @@ def main() -> None:
     rows = list(_measure(arguments, shape))
     about = {
         "date": date.today().isoformat(),
-        "command": shlex.join(
-            [
-                "python",
-                "benchmarks/loading.py",
-                *["--gib", str(arguments.gib), "--ranks", str(arguments.ranks), "--rounds", str(arguments.rounds)],
-            ]
-        ),
+        "command": f"python benchmarks/loading.py --gib {arguments.gib} --ranks {arguments.ranks} "
+        f"--rounds {arguments.rounds} --work FOLDER",
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {name: version(name) for name in ("specmoe", "torch", "transformers", "safetensors")},
         "checkpoint_bytes": _bytes_of(arguments.work / "source"),
         "shape": asdict(shape),
     }
-    RESULTS.mkdir(exist_ok=True)
     stored = {"about": about, "rows": [asdict(row) for row in rows]}
-    arguments.out.with_suffix(".json").write_text(json.dumps(stored, indent=1) + "\n")
-    text = _text(about, rows)
-    arguments.out.with_suffix(".md").write_text(text)
+    arguments.out.with_suffix(".json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    text = table(stored)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    if arguments.out == RECORD:
+        show(ROOT / "docs" / "reshard.md", "loading", text)
+        show(ROOT / "README.md", "loading", summary(stored))
     print(text)
 
 
@@ -92,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256, help="of the forward pass")
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoints; they are kept")
-    parser.add_argument("--out", type=Path, default=RESULTS / "loading", help="the results' name, without its ending")
+    parser.add_argument("--out", type=Path, default=RECORD, help="the results' name, without its ending")
     return parser.parse_args()
 
 
@@ -110,9 +117,9 @@ def _ways(ranks: int) -> tuple[Way, ...]:
     return (
         Way(name="transformers, the whole model", kind="transformers", folder="source", world_size=1),
         Way(name="specmoe, all ranks in one process", kind="specmoe", folder=dp, world_size=1),
-        Way(name="transformers, the whole model in each", kind="transformers", folder="source", world_size=ranks),
-        Way(name="transformers, expert parallel", kind="expert parallel", folder="source", world_size=ranks),
-        Way(name="specmoe, a rank each, dp", kind="specmoe", folder=dp, world_size=ranks),
+        Way(name=WHOLE, kind="transformers", folder="source", world_size=ranks),
+        Way(name=THEIRS, kind="expert parallel", folder="source", world_size=ranks),
+        Way(name=OURS, kind="specmoe", folder=dp, world_size=ranks),
         Way(name="specmoe, a rank each, tp", kind="specmoe", folder=tp, world_size=ranks),
         Way(name="specmoe, dp, hashes checked", kind="specmoe", folder=dp, world_size=ranks, verify_hashes=True),
     )
@@ -125,8 +132,9 @@ def _measure(arguments: argparse.Namespace, shape: Shape) -> Iterator[Row]:
         for number in range(arguments.rounds):
             for way in ways:
                 print(f"round {number}, {page_cache}: {way.name}", file=sys.stderr)
-                _set_page_cache(arguments.work / way.folder, page_cache)
+                set_page_cache(arguments.work / way.folder, page_cache)
                 found[way.name].append(_run(arguments, shape, way))
+        _require_same({way.name: run["checksum"] for way in ways for run in found[way.name]})
         for way in ways:
             figures = {name: statistics.median(run[name] for run in found[way.name]) for name in found[way.name][0]}
             yield Row(way=way.name, processes=way.world_size, page_cache=page_cache, figures=figures)
@@ -157,38 +165,53 @@ def _run(arguments: argparse.Namespace, shape: Shape, way: Way) -> dict[str, flo
     return {name: max(report[name] for report in reports) for name in (*SECONDS, *MEBIBYTES, "checksum")}
 
 
-def _set_page_cache(folder: Path, page_cache: str) -> None:
-    """Read all files of the folder ("warm"), or have the system drop their pages ("cold")."""
-    for path in folder.iterdir():
-        with path.open("rb", buffering=0) as file:
-            if page_cache == "warm":
-                while file.read(2**24):
-                    pass
-            else:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def _require_same(checksums: Mapping[str, float]) -> None:
+    """Raise `SystemExit` unless every way gave the same logits, as far as one number says."""
+    first = next(iter(checksums.values()))
+    for name, checksum in checksums.items():
+        if not abs(checksum - first) <= CHECKSUM_TOLERANCE:
+            raise SystemExit(f"{name} gives other logits: their checksum is {checksum}, {first} was expected")
 
 
 def _bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _text(about: dict[str, Any], rows: Sequence[Row]) -> str:
+def table(stored: Mapping[str, Any]) -> str:
+    """The record in Markdown, for the documentation."""
+    about = stored["about"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
-        "# Loading\n",
         f"A random Qwen3-MoE of {about['checkpoint_bytes'] / 2**30:.2f} GiB in bfloat16; {about['machine']}; "
         f"{versions}; {about['date']}. `{about['command']}`\n",
         "Seconds of the slowest process, MiB of the largest one above what it had before loading. Ready: after a "
         "forward pass that uses every expert. Own: memory that is no page of a file, after loading.\n",
-        "| page cache | way | processes | load s | CPU s | ready s | load peak MiB | own MiB | ready peak MiB |",
-        "|---" * 9 + "|",
+        "| page cache | way | processes | load s | its CPU s | ready s | its CPU s | load peak MiB | own MiB | "
+        "ready peak MiB |",
+        "|---" * 10 + "|",
     ]
-    for row in rows:
-        seconds = " | ".join(f"{row.figures[name]:.2f}" for name in SECONDS)
-        mebibytes = " | ".join(f"{row.figures[name]:.0f}" for name in MEBIBYTES)
-        lines.append(f"| {row.page_cache} | {row.way} | {row.processes} | {seconds} | {mebibytes} |")
+    for row in stored["rows"]:
+        seconds = " | ".join(f"{row['figures'][name]:.2f}" for name in SECONDS)
+        mebibytes = " | ".join(f"{row['figures'][name]:.0f}" for name in MEBIBYTES)
+        lines.append(f"| {row['page_cache']} | {row['way']} | {row['processes']} | {seconds} | {mebibytes} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(stored: Mapping[str, Any]) -> str:
+    """The record in a few words, for the README."""
+    about = stored["about"]
+    warm = {row["way"]: row["figures"] for row in stored["rows"] if row["page_cache"] == "warm"}
+    ours, *others = (warm[way] for way in (OURS, THEIRS, WHOLE))
+    (parallel_s, parallel_mib), (whole_s, whole_mib) = ((o["ready_seconds"], o["ready_peak_mib"]) for o in others)
+    processes = next(row["processes"] for row in stored["rows"] if row["way"] == OURS)
+    size = f"a model of {about['checkpoint_bytes'] / 2**30:.1f} GiB"
+    return (
+        f"On {processes} processes of {about['machine']}, {size} in the page cache is loaded in "
+        f"{ours['load_seconds']:.1f} s and has answered its first prompt after {ours['ready_seconds']:.1f} s, with at "
+        f"most {ours['ready_peak_mib']:.0f} MiB a process; transformers' expert-parallel `from_pretrained` takes "
+        f"{parallel_s:.1f} s and {parallel_mib:.0f} MiB, the whole model in each process {whole_s:.1f} s and "
+        f"{whole_mib:.0f} MiB ([docs/reshard.md](docs/reshard.md))."
+    )
 
 
 if __name__ == "__main__":

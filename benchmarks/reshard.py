@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import shutil
 import statistics
 import sys
@@ -25,7 +24,8 @@ from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "reshard_suite")]
 
-from measured_run import Run, measured_run, set_page_cache
+from measured_run import Run, measured_run
+from page_cache import set_page_cache
 from shown_block import ROOT, show
 from synthetic_checkpoint import num_layers_of, num_tensors, random_plan, write_checkpoint
 
@@ -54,7 +54,7 @@ def main() -> None:
     rows = [row for state in ("warm", "cold") for row in _measure(arguments.work, state, arguments.rounds)]
     about = {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/reshard.py {shlex.join(sys.argv[1:3])} --rounds {arguments.rounds}",
+        "command": f"python benchmarks/reshard.py --gib {arguments.gib} --rounds {arguments.rounds} --work FOLDER",
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "checkpoint_bytes": sum(path.stat().st_size for path in source.iterdir()),
         "files": len(list(source.iterdir())),

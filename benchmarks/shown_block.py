@@ -1,4 +1,7 @@
-"""Put a recorded result where readers look: between `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a document."""
+"""Put a recorded result where readers look: between `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a document.
+
+A block may be empty until its result is recorded.
+"""
 
 from pathlib import Path
 
@@ -15,3 +18,8 @@ def with_block(document: str, name: str, text: str) -> str:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, rest = document.split(begin, 1)
     return f"{before}{begin}\n{text.strip()}\n{end}{rest.split(end, 1)[1]}"
+
+
+def shown(document: str, name: str) -> str:
+    """What stands between the marks of `name` in the document's text."""
+    return document.split(f"<!-- {name}:begin -->", 1)[1].split(f"<!-- {name}:end -->", 1)[0].strip()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specmoe.checkpoint import INDEX_FILE, open_checkpoint
 from specmoe.errors import CheckpointError
-from specmoe.safetensors_header import read_header, read_metadata
+from specmoe.safetensors_header import MAX_HEADER_BYTES, read_header, read_metadata
 
 TWO_TENSORS = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -117,6 +117,15 @@ def test_metadata_is_read_and_is_no_tensor(tmp_path: Path) -> None:
 def test_a_damaged_header_is_refused(tmp_path: Path, header: Any, raw: Any, message: str) -> None:
     folder = checkpoint(tmp_path / "m", header, **raw)
     with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_header_of_absurd_size_is_not_read_even_where_the_file_has_it(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+        file.truncate(MAX_HEADER_BYTES + 100)
+    with pytest.raises(CheckpointError, match="announces a header"):
         open_checkpoint(folder)
 
 

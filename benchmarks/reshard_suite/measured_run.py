@@ -43,18 +43,6 @@ def measured_run(command: Sequence[str]) -> Run:
     )
 
 
-def set_page_cache(folder: Path, page_cache: str) -> None:
-    """Read all files of the folder ("warm"), or have the system drop their pages ("cold")."""
-    for path in folder.iterdir():
-        with path.open("rb", buffering=0) as file:
-            if page_cache == "warm":
-                while file.read(2**24):
-                    pass
-            else:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def _peak_kib(process_id: int) -> int:
     """The largest resident memory so far; not from rusage, which a child inherits from this process."""
     try:

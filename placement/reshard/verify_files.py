@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specmoe.checkpoint import open_checkpoint
 from specmoe.errors import SpecmoeError
+from specmoe.hashing import hash_file
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.compilation import check_fit
 from specmoe.placement.reshard.hf_layout import check_expressible
@@ -75,4 +76,4 @@ def _check_against(
 
 
 def _same_file(first: Path, second: Path) -> bool:
-    return first.is_file() and first.read_bytes() == second.read_bytes()
+    return first.is_file() and hash_file(first) == hash_file(second)
