@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from specmoe.placement.reshard import copy_bytes, write_back
-from specmoe.placement.reshard.copy_bytes import Part, Span, TransposedMatrix, write_file
+from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Part, Span, TransposedMatrix, write_file
 from specmoe.placement.reshard.write_back import WriteBack
 from specmoe.read_ahead import will_read
 
@@ -109,3 +109,16 @@ def test_an_early_reading_that_fails_is_left_to_the_reading() -> None:
     os.close(reader)
     os.close(writer)
     will_read(reader, 0, 10)
+
+
+def test_a_copy_ends_soon_after_it_is_told_to(tmp_path, source, monkeypatch) -> None:
+    monkeypatch.setattr(copy_bytes, "BUFFER_BYTES", 1000)
+    stop, reported = threading.Event(), []
+
+    def report(count: int) -> None:
+        reported.append(count)
+        stop.set()
+
+    with pytest.raises(CopyStoppedError):
+        write_file(tmp_path / "out", b"", [Span(source, 0, 10_000)], report=report, stop=stop)
+    assert reported == [1000]
