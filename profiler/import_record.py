@@ -16,10 +16,17 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def import_record(
-    path: Path, engine: Engine, facts: ModelFacts | None = None, *, sample_tokens: int | None = None, seed: int = 0
+    path: str | Path,
+    engine: Engine,
+    facts: ModelFacts | None = None,
+    *,
+    sample_tokens: int | None = None,
+    seed: int = 0,
 ) -> RoutingProfile:
     """The profile of `path`, written by `engine`; `facts` supply what the record leaves out about the model."""
-    facts = facts or ModelFacts()
+    path, facts = Path(path), facts or ModelFacts()
+    if engine not in ENGINES:
+        raise UsageError(f"engine is {engine!r}, one of {', '.join(ENGINES)} was expected")
     if engine == "npz":
         if facts != ModelFacts():
             raise UsageError("an npz trace says all sizes itself; leave the options about the model out")

@@ -4,16 +4,12 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from specmoe.cli.factors import parse_factors
 from specmoe.cli.phase_option import phase_option
-
-if TYPE_CHECKING:
-    from specmoe.placement.report.findings import Findings
-    from specmoe.profiler.phase_counts import Phase
 
 A_PATH: Any = click.Path(path_type=Path)
 
@@ -60,38 +56,26 @@ def command(
     specmoe report experts.plan --profile june.profile --since january.profile -o report.html
     specmoe report experts.plan --profile heldout.profile -o report.html --json > report.json
     """
-    from specmoe.atomic import refuse_existing
-    from specmoe.placement.report.headline import cautions, headline
-    from specmoe.placement.report.page import write_page
-
-    factors = parse_factors(capacity)
-    refuse_existing(output, force=force)
-    if png is not None:
-        from specmoe.placement.report.plots import refuse_plots, write_plots
-
-        refuse_plots(png, force=force)
-    findings = _measured(plans, profile, factors, since, phase)
-    written = [] if png is None else write_plots(findings, png, force=force)
-    write_page(findings, output, force=force)
-    if as_json:
-        files = {"page": str(output), "plots": list(map(str, written))}
-        said = {"headline": headline(findings), "cautions": cautions(findings)}
-        drifts = [moved.to_json() for moved in findings.drifts]
-        click.echo(json.dumps({**files, **said, **findings.evaluation.to_json(), "drift": drifts}))
-        return
-    click.echo(headline(findings))
-    click.echo(f"wrote {', '.join(map(str, [*written, output]))}")
-
-
-def _measured(
-    plans: tuple[Path, ...], profile: Path, factors: list[float], since: Path | None, phase: "Phase"
-) -> "Findings":
     from tqdm import tqdm
 
-    from specmoe.placement.report.findings import gather, with_drift
+    from specmoe.placement.report.report import report
     from specmoe.profiler.phase_of_profile import profile_of_phase
 
-    part = partial(profile_of_phase, phase=phase)
+    factors = parse_factors(capacity)
     with tqdm(desc="replaying", unit=" steps", leave=False, disable=not sys.stderr.isatty()) as bar:
-        findings = gather(plans, profile, part=part, capacity=factors, on_step=lambda _: bar.update())
-        return findings if since is None else with_drift(findings, since, part=part)
+        written = report(
+            plans,
+            profile,
+            output,
+            plots=png,
+            capacity=factors,
+            since=since,
+            part=partial(profile_of_phase, phase=phase),
+            force=force,
+            on_step=lambda _: bar.update(),
+        )
+    if as_json:
+        click.echo(json.dumps(written.to_json()))
+        return
+    click.echo(written.headline)
+    click.echo(f"wrote {', '.join(map(str, [*written.plots, written.page]))}")

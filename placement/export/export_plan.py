@@ -32,14 +32,17 @@ def refuse_outputs(path: Path, engine_name: str, *, force: bool) -> None:
 
 
 def export_plan(
-    plan: PlacementPlan, engine_name: str, path: Path, *, num_layers: int | None = None, force: bool = False
+    plan: PlacementPlan, engine_name: str, path: str | Path, *, num_layers: int | None = None, force: bool = False
 ) -> dict[str, Any]:
     """Write `plan` to `path` for the engine `engine_name` of `ENGINES`, and return the sidecar's content.
 
     num_layers: all decoder layers of the model, dense ones too. `path` appears last, so where it stands its sidecar
-    does. Raises `UsageError` for a missing or too small `num_layers`, `MismatchError` for a plan that the engine cannot
-    express, `OutputError` for a file that cannot be written.
+    does. Raises `UsageError` for an unknown engine, or a missing or too small `num_layers`, `MismatchError` for a plan
+    that the engine cannot express, `OutputError` for a file that cannot be written.
     """
+    path = Path(path)
+    if engine_name not in ENGINES:
+        raise UsageError(f"engine_name is {engine_name!r}, one of {', '.join(ENGINES)} was expected")
     engine = ENGINES[engine_name]
     refuse_outputs(path, engine_name, force=force)
     _refuse_unfit(plan, engine_name, engine, num_layers)

@@ -27,7 +27,8 @@ OnStep = Callable[[str], None]
 Part = Callable[[RoutingProfile], RoutingProfile]
 
 
-def _whole(profile: RoutingProfile) -> RoutingProfile:
+def whole(profile: RoutingProfile) -> RoutingProfile:
+    """All of it."""
     return profile
 
 
@@ -93,7 +94,7 @@ class Findings:
         return self.placements[placement.before]
 
 
-def with_drift(findings: Findings, older_path: Path, *, part: Part = _whole) -> Findings:
+def with_drift(findings: Findings, older_path: Path, *, part: Part = whole) -> Findings:
     """The findings, and how far their trace and each plan's cost on it have moved since the profile `older_path`."""
     older = part(RoutingProfile.load(older_path))
     sample = older.require_sample("drift")
@@ -112,7 +113,7 @@ def gather(
     plans: Sequence[Path],
     profile_path: Path,
     *,
-    part: Part = _whole,
+    part: Part = whole,
     capacity: Sequence[float] = (),
     on_step: OnStep | None = None,
 ) -> Findings:
