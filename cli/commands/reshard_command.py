@@ -83,10 +83,22 @@ def _describe_layout(summary: Mapping[str, Any]) -> str:
     if "bytes_read_per_rank" in summary:
         lines.append(
             f"each rank reads {_size(summary['shared_bytes'])} of shared tensors and its own experts, "
-            f"at most {_size(max(summary['bytes_read_per_rank']))}"
+            f"at most {_size(max(summary['bytes_read_per_rank']))}, and holds at most "
+            f"{_size(max(summary['weight_bytes_per_rank']))} of weights as they are stored"
         )
+        lines.append(_describe_replicas(summary))
     lines.append(f"copied as they are: {', '.join(summary['copied_files']) or 'nothing'}")
     return "\n".join(lines)
+
+
+def _describe_replicas(summary: Mapping[str, Any]) -> str:
+    of_layer = summary["replicated_experts_per_layer"]
+    if not any(of_layer):
+        return "no expert has a replica"
+    return (
+        f"{min(of_layer)} to {max(of_layer)} experts of a layer have replicas, {sum(of_layer)} in all, which take "
+        f"{_size(summary['replica_bytes'])}"
+    )
 
 
 def _describe_result(out: Path, manifest: CompiledManifest) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +51,10 @@ class Compilation:
         return state.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """For people and programs: files with their bytes, bytes that a rank reads, and what is replicated."""
+        """For people and programs: files, bytes that a rank reads and holds, and what is replicated."""
         sizes = {file.name: file.num_bytes for file in self.layout.files}
+        weights = {file.name: file.num_bytes - len(file.header) for file in self.layout.files}
+        copies = [Counter(row.tolist()) for row in self.plan.physical_to_logical]
         result: dict[str, Any] = {
             "layout": self.layout.layout,
             "family": self.layout.family,
@@ -60,13 +63,17 @@ class Compilation:
             "bytes": sum(sizes.values()),
             "source_bytes": self.checkpoint.num_bytes,
             "replica_slots_per_layer": self.plan.num_physical_experts - self.plan.num_logical_experts,
+            "replicated_experts_per_layer": [sum(count > 1 for count in layer.values()) for layer in copies],
+            "replica_bytes": sum(weights.values()) - self.checkpoint.num_bytes,
             "files": sizes,
             "copied_files": list(self.sidecars),
         }
         if self.layout.layout == "ranks":
-            shared = sum(size for name, size in sizes.items() if name.startswith("shared-"))
-            ranks = [size for name, size in sizes.items() if name.startswith("experts-")]
-            result |= {"shared_bytes": shared, "bytes_read_per_rank": [shared + size for size in ranks]}
+            result |= {
+                "shared_bytes": sum(size for name, size in sizes.items() if name.startswith("shared-")),
+                "bytes_read_per_rank": _per_rank(sizes),
+                "weight_bytes_per_rank": _per_rank(weights),
+            }
         return result
 
 
@@ -112,6 +119,12 @@ def check_fit(model: MoeModel, plan: PlacementPlan) -> None:
         )
     if plan.model_fingerprint not in (None, model.checkpoint.fingerprint):
         raise MismatchError(f"the plan is for another model: its fingerprint is not that of {where}; profile this one")
+
+
+def _per_rank(sizes: Mapping[str, int]) -> list[int]:
+    """Of sizes by file, each rank's: the shared files' and its own."""
+    shared = sum(size for name, size in sizes.items() if name.startswith("shared-"))
+    return [shared + size for name, size in sizes.items() if name.startswith("experts-")]
 
 
 def _brief(layers: list[int]) -> str:

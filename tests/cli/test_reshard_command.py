@@ -70,6 +70,8 @@ def test_a_dry_run_prints_the_layout_and_writes_nothing(monkeypatch, capsys, tmp
     printed = capsys.readouterr().out
     assert "experts-rank-00001-of-00002.safetensors" in printed
     assert "each rank reads" in printed
+    assert "of weights as they are stored" in printed
+    assert "no expert has a replica" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experts.plan", "model"]
     assert run(monkeypatch, source, plan_file, "--dry-run", "--json", "--layout", "hf") == 0
     summary = json.loads(capsys.readouterr().out)

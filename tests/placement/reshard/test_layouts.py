@@ -205,5 +205,11 @@ def test_the_summary_counts_what_each_rank_reads(tmp_path, make_checkpoint, reci
     sizes = {name: record.num_bytes for name, record in manifest.files.items()}
     shared = sum(sizes[name] for name in manifest.shared_files)
     assert summary["bytes_read_per_rank"] == [shared + sizes[manifest.rank_file(rank)] for rank in (0, 1)]
+    headers = {name: int.from_bytes((tmp_path / "out" / name).read_bytes()[:8], "little") + 8 for name in sizes}
+    files = [[*manifest.shared_files, manifest.rank_file(rank)] for rank in (0, 1)]
+    assert summary["weight_bytes_per_rank"] == [sum(sizes[name] - headers[name] for name in own) for own in files]
     assert summary["replica_slots_per_layer"] == 2
+    replicated = [np.unique(row, return_counts=True)[1] for row in plan.physical_to_logical]
+    assert summary["replicated_experts_per_layer"] == [int((counts > 1).sum()) for counts in replicated]
+    assert summary["replica_bytes"] == 2 * 2 * 3 * 6 * 4 * 2, "layers, slots, projections, rows, columns, bytes"
     assert summary["copied_files"] == ["config.json", "tokenizer.json"]
