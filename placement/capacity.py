@@ -1,15 +1,16 @@
 """What a capacity bound would cost: the pairs that overflow, and their gate mass, on one layer of a trace.
 
 Every source rank bounds its own tokens of a batch, before anything is sent. With n of the batch's tokens at home on
-it, a rank may send each expert at most
+it, a rank may send each expert, under the division "even", at most
 
     ceil(factor * n * K / E)                       pairs, level "expert", or
-    ceil(factor * n * K * slots(r) / slots)        pairs to all experts on rank r together, level "device",
+    ceil(factor * n * K * slots(r) / slots)        pairs to all experts on rank r together, level "device";
 
-and keeps those of the highest gate weight; among equals the earlier token, then the earlier of its experts. Under
-"drop" the others are lost. Under "reroute" they are offered, by falling gate weight, to experts on the token's own
-rank that still have room and that the token does not use: the one with most room, then the lowest number. A trace does
-not tell a token's gate weight for experts outside its top k; a model would choose among them by it.
+`placement/capacity_quotas.py` has the division "plan", for plans that say what traffic they expect. The rank keeps the
+pairs of the highest gate weight; among equals the earlier token, then the earlier of its experts. Under "drop" the
+others are lost. Under "reroute" they are offered, by falling gate weight, to experts on the token's own rank that still
+have room and that the token does not use: the one with most room, then the lowest number. A trace does not tell a
+token's gate weight for experts outside its top k; a model would choose among them by it.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.errors import ArtifactError
+from specmoe.placement.capacity_quotas import Division, Level, running_shares
 from specmoe.placement.homes import TP_BATCH_TOKENS
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.serving import serve_layer
 from specmoe.profiler.routing_profile import RoutingSample
 
-Level = Literal["expert", "device"]
 Overflow = Literal["drop", "reroute"]
 
 BATCH_TOKENS = TP_BATCH_TOKENS
@@ -61,7 +62,8 @@ class LayerPairs:
     """One layer's (token, expert) pairs, N = T * K, grouped by (batch, home rank), by falling gate weight in a group.
 
     token: int64 [N]; expert, home, rank: int32 [N], rank serves the pair; gate: float64 [N]. starts: int64 [G + 1],
-    the groups' bounds; tokens: int64 [G], tokens of each group. expert_of_pair: int32 [T, K], in trace order.
+    the groups' bounds; tokens: int64 [G], tokens of each group; source: int32 [G], its home rank. expert_of_pair:
+    int32 [T, K], in trace order.
     """
 
     token: NDArray[np.int64]
@@ -71,6 +73,7 @@ class LayerPairs:
     gate: NDArray[np.float64]
     starts: NDArray[np.int64]
     tokens: NDArray[np.int64]
+    source: NDArray[np.int32]
     expert_of_pair: NDArray[np.int32]
 
 
@@ -85,23 +88,32 @@ def layer_pairs(plan: PlacementPlan, sample: RoutingSample, layer: int, homes: N
     order = np.lexsort((-gate, group))
     sizes = np.unique(group[order], return_counts=True)[1]
     token = order // K
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    home = homes[token].astype(np.int32)
     return LayerPairs(
         token=token,
         expert=expert_ids.ravel()[order],
-        home=homes[token].astype(np.int32),
+        home=home,
         rank=served_by.ravel()[order].astype(np.int32),
         gate=gate[order],
-        starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        starts=starts,
         tokens=(sizes // K).astype(np.int64),
+        source=home[starts[:-1]],
         expert_of_pair=np.ascontiguousarray(expert_ids),
     )
 
 
 def capacity_loss(
-    plan: PlacementPlan, layer: int, pairs: LayerPairs, factor: float, level: Level, overflow: Overflow
+    plan: PlacementPlan,
+    layer: int,
+    pairs: LayerPairs,
+    factor: float,
+    level: Level,
+    overflow: Overflow,
+    division: Division = "even",
 ) -> CapacityLoss:
     """What the bound does to the pairs of row `layer`; factor is positive."""
-    room = bin_room(plan, pairs.tokens, factor, level)
+    room = bin_room(plan, layer, pairs, factor, level, division)
     fate = np.full(len(pairs.gate), _KEPT, dtype=np.int8)
     _bound(pairs.expert if level == "expert" else pairs.rank, pairs.starts, room, fate)
     if overflow == "reroute":
@@ -119,15 +131,27 @@ def capacity_loss(
     )
 
 
-def bin_room(plan: PlacementPlan, tokens: NDArray[np.int64], factor: float, level: Level) -> NDArray[np.int64]:
+def bin_room(
+    plan: PlacementPlan, layer: int, pairs: LayerPairs, factor: float, level: Level, division: Division
+) -> NDArray[np.int64]:
     """int64 [G, E] (level expert) or [G, R] (level device): the pairs that each group may send to each bin."""
     K, E = plan.top_k, plan.num_logical_experts
     slots_share = np.diff(plan.slot_offsets) / plan.num_physical_experts
     share: NDArray[np.float64] = np.full(E, 1.0 / E) if level == "expert" else slots_share
-    # Without the small step down, 1.1 * 200 / 4 (55.00000000000001) would round up to 56.
-    exact = factor * tokens[:, None] * K * share[None, :]
-    room: NDArray[np.int64] = np.ceil(exact * (1 - 4 * np.finfo(np.float64).eps)).astype(np.int64)
+    if division == "even":
+        return _rounded_up(factor * pairs.tokens[:, None] * K * share[None, :])
+    whole = _rounded_up(factor * plan.ep_size * pairs.tokens[:, None] * K * share[None, :])
+    running = running_shares(plan, layer, level)
+    # The same hair for both ends: the steps still add up to the whole.
+    upto, before = (np.floor(whole * part[pairs.source] + 1e-9) for part in (running.after, running.before))
+    room: NDArray[np.int64] = (upto - before).astype(np.int64)
     return room
+
+
+def _rounded_up(exact: NDArray[np.float64]) -> NDArray[np.int64]:
+    # Without the small step down, 1.1 * 200 / 4 (55.00000000000001) would round up to 56.
+    whole: NDArray[np.int64] = np.ceil(exact * (1 - 4 * np.finfo(np.float64).eps)).astype(np.int64)
+    return whole
 
 
 @compiled

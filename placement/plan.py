@@ -30,6 +30,8 @@ from specmoe.fields import check_range, check_tensor, entry, optional_entry
 from specmoe.placement.topology import Topology
 
 PLAN_FORMAT = "specmoe.plan/1"
+# By how much a float32 sum of expected pairs may miss the experts of a token, relatively.
+_EXPECTED_WITHIN = 1e-4
 
 ReplicaChoice = Literal["static", "cover"]
 Attention = Literal["dp", "tp"]
@@ -43,6 +45,8 @@ class PlacementPlan:
     dispatch_slot: int32 [L, R, E], the slot that a token at home on rank r uses for expert e.
     token_to_rank: int16 [L, V] or None (tp), -1 = no opinion; token_confidence: float16 [L, V], 0 to 1, with it.
     token_affinity: float16 [V, R] or None (dp). layer_ids: int32 [L].
+    expected_pairs: float32 [L, R, P] or None, the pairs of one token at home on rank r that each slot is expected to
+    serve; the sum over slots is K. It sizes what is kept ready for the plan's traffic, and decides nothing else.
     objective is remote copies per token on the profile (mean over layers, weighted by link cost where the topology has
     slower links); bound is a proven lower bound on it or None; predicted holds metrics by name.
     """
@@ -59,6 +63,7 @@ class PlacementPlan:
     token_to_rank: NDArray[np.int16] | None = None
     token_confidence: NDArray[np.float16] | None = None
     token_affinity: NDArray[np.float16] | None = None
+    expected_pairs: NDArray[np.float32] | None = None
     method: str
     seed: int = 0
     objective: float | None = None
@@ -145,6 +150,19 @@ class PlacementPlan:
         if L < 1 or np.any(np.diff(self.layer_ids) <= 0):
             raise ArtifactError("tensor layer_ids must hold at least one layer and increase")
         self._check_tables(L, R)
+        self._check_expected((L, R, P))
+
+    def _check_expected(self, shape: tuple[int, int, int]) -> None:
+        if self.expected_pairs is None:
+            return
+        check_tensor("expected_pairs", self.expected_pairs, (np.float32,), shape)
+        check_range("expected_pairs", self.expected_pairs, 0, np.inf)
+        of_token = self.expected_pairs.sum(axis=2, dtype=np.float64)
+        for layer, rank in np.argwhere(np.abs(of_token - self.top_k) > _EXPECTED_WITHIN * self.top_k)[:1]:
+            raise ArtifactError(
+                f"layer {self.layer_ids[layer]}: expected_pairs of rank {rank} add up to {of_token[layer, rank]:g}, "
+                f"the {self.top_k} experts of a token were expected"
+            )
 
     def _check_tables(self, L: int, R: int) -> None:
         if (self.token_to_rank is None) != (self.token_confidence is None):
@@ -198,7 +216,7 @@ class PlacementPlan:
         topology = Topology.from_json(description.get("topology"))
         if entry(description, "ep_size", int) != topology.ep_size:
             raise ArtifactError(f"ep_size is {description['ep_size']}, the topology has {topology.ep_size} ranks")
-        tables = ("token_to_rank", "token_confidence", "token_affinity")
+        tables = ("token_to_rank", "token_confidence", "token_affinity", "expected_pairs")
         arrays: dict[str, Any] = {name: tensors[name] for name in required}
         arrays |= {name: tensors.get(name) for name in tables}
         scalars: dict[str, Any] = {name: entry(description, name, kind) for name, kind in _REQUIRED.items()}

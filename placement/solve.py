@@ -10,6 +10,7 @@ from specmoe.placement.baselines.eplb import eplb
 from specmoe.placement.baselines.linear import linear
 from specmoe.placement.baselines.round_robin import round_robin
 from specmoe.placement.bounds.prove import prove
+from specmoe.placement.expected_pairs import with_expected_pairs
 from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.assemble import measured
@@ -114,7 +115,10 @@ def solve(
     # The best placement for all tokens together is not the one that was asked for where the worst domain counts.
     is_exact = method == "ilp" or (method == "auto" and is_small and not robust)
     plan = prove(plan, profile, _ending(options, begin, 1.0), exact=is_exact)
-    return _noted(plan, options) if method in _WITHOUT_CAP else _noted(keep_cap(plan, profile, options), options)
+    plan = plan if method in _WITHOUT_CAP else keep_cap(plan, profile, options)
+    if profile.sample is not None and profile.sample.num_tokens > 0:
+        plan = with_expected_pairs(plan, profile.sample)
+    return _noted(plan, options)
 
 
 def _ending(options: SolveOptions, begin: float, share: float) -> SolveOptions:

@@ -59,7 +59,7 @@ class ExpertRuntime:
                 exchange,
                 self.homes,
                 self._counters,
-                None if capacity is None or self._pass is None else LayerCapacity(capacity, self._pass, blocks[row]),
+                self._layer_capacity(row, blocks[row]),
                 self.static,
             )
             for row in range(plan.num_layers)
@@ -112,6 +112,12 @@ class ExpertRuntime:
         if self._depth == 0 and self.workers.world_size > 1:
             while self._take_part():
                 pass
+
+    def _layer_capacity(self, row: int, block: torch.nn.Module) -> LayerCapacity | None:
+        if self.capacity is None or self._pass is None:
+            return None
+        shares = self.capacity.source_shares(self.plan, row, self.workers.device)
+        return LayerCapacity(self.capacity, self._pass, block, shares)
 
     def _take_part(self) -> bool:
         """Take part in one forward pass of the others; False when none of them has work."""

@@ -4,6 +4,7 @@ import torch
 
 from specmoe.kernels.assign.assign import assign_slots
 from specmoe.kernels.assign.assignment import Assignment
+from specmoe.kernels.capacity.divide import SourceShares
 from specmoe.kernels.capacity.limit import limit_pairs
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.runtime.capacity import CapacityPolicy
@@ -27,10 +28,17 @@ class ForwardPass:
 
 
 class LayerCapacity:
-    """block: the module that holds the layer's router and experts."""
+    """block: the module that holds the layer's router and experts; shares: of the source ranks, None for even ones."""
 
-    def __init__(self, policy: CapacityPolicy, forward_pass: ForwardPass, block: torch.nn.Module) -> None:
+    def __init__(
+        self,
+        policy: CapacityPolicy,
+        forward_pass: ForwardPass,
+        block: torch.nn.Module,
+        shares: SourceShares | None,
+    ) -> None:
         self._policy = policy
+        self._shares = shares
         self.forward_pass = forward_pass
         self._router = RouterScores(block) if policy.overflow == "reroute" else None
 
@@ -45,6 +53,6 @@ class LayerCapacity:
         """The assignment of what the policy lets through, and bool [T, K], which pairs it rerouted; the arguments are
         those of `assign`, with priority floating [T]."""
         scores = None if self._router is None else self._router.of_every_expert(top_k_index, weights)
-        limits = self._policy.limits(weights, home_rank, tables, priority, scores)
+        limits = self._policy.limits(weights, home_rank, tables, priority, scores, self._shares)
         limited = limit_pairs(top_k_index, weights, home_rank, tables, limits)
         return assign_slots(limited.pair_slot, limited.weights, home_rank, tables), limited.rerouted

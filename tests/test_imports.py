@@ -19,7 +19,11 @@ ARTIFACTS = {
     "specmoe.placement.reshard.manifest",
     "specmoe.placement.reshard.verify_report",
 }
-ENTRY_POINTS = {"specmoe.placement.request_router", "specmoe.placement.reshard.verify_files"}
+ENTRY_POINTS = {
+    "specmoe.placement.capacity_quotas",
+    "specmoe.placement.request_router",
+    "specmoe.placement.reshard.verify_files",
+}
 SOURCES = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py"))]
 FOUNDATION = sorted((ROOT / "src/specmoe").glob("*.py"))
 

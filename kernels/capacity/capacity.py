@@ -5,8 +5,6 @@ from typing import Literal
 
 import torch
 
-from specmoe.kernels.routing_tables import RoutingTables
-
 CapacityLevel = Literal["expert", "device"]
 Overflow = Literal["drop", "reroute"]
 
@@ -16,7 +14,7 @@ class CapacityLimits:
     """How many pairs the tokens at home on each rank may have served, and which go first. T tokens, K experts each.
 
     level "expert": limits is int32 [R, E], by home rank and logical expert. level "device": limits is int32 [R, R], by
-    home rank and serving rank. Negative limits count as 0. `even_limits` makes them from a factor.
+    home rank and serving rank. Negative limits count as 0. `even_limits` and `quota_limits` make them from a factor.
     scores: float32 [T, K]; the pairs over a limit are those with the lowest scores, among equals those of later tokens,
     then those later in the token. NaN is the lowest score. All equal: first come, first served.
     priority: float32 [T] or None; a token's pairs go before those of every token of lower priority, whatever their
@@ -47,24 +45,3 @@ class LimitedPairs:
     weights: torch.Tensor
     rerouted: torch.Tensor
     demand: torch.Tensor
-
-
-def even_limits(
-    home_rank: torch.Tensor, top_k: int, tables: RoutingTables, factor: float, level: CapacityLevel
-) -> torch.Tensor:
-    """int32 [R, E] or [R, R]: `ceil(factor * T_h * K / E)` for each expert, with T_h the tokens at home on h; at level
-    "device" `ceil(factor * T_h * K * S / P)` for a rank with S of the P slots.
-
-    home_rank: int32 [T]. Nothing waits for the device. This is C = factor * T * K / E of Capacity-Aware Inference, on
-    each source rank; a device's share follows its slots, which need not be equal.
-    """
-    tokens = torch.zeros(tables.ep_size, dtype=torch.int64, device=home_rank.device)
-    tokens.scatter_add_(0, home_rank.long(), torch.ones_like(home_rank, dtype=torch.int64))
-    if level == "expert":
-        share = torch.ones(tables.num_logical_experts, dtype=torch.float64, device=home_rank.device)
-    else:
-        share = tables.slot_offsets.diff().double()
-    exact = factor * top_k * tokens.double()[:, None] * share[None, :] / share.sum()
-    # What rounding lifts off a whole number by a hair must not count as the next one.
-    limits = torch.ceil(exact - 1e-12 * exact)
-    return limits.clamp(max=len(home_rank) * top_k).to(torch.int32)

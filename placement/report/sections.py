@@ -187,9 +187,8 @@ def _capacity(findings: Findings) -> Section:
         reason = "the trace has no gate weights" if _lacks_gate_weights(findings) else "no factors were asked for"
         return Section(name="capacity", title=title, text=[f"Nothing to show: {reason}."])
     text = (
-        "Bounding what a rank may send is lossy and off unless it is asked for. A factor of 1 leaves room for an even "
-        "spread alone. Tables that gather like tokens on a rank make that rank ask more of its own experts, so a bound "
-        "bites there first: in part into traffic that never leaves the rank."
+        "Bounding an expert's or a rank's load is lossy and off unless it is asked for. A factor of 1 leaves room for "
+        f"an even spread alone. Every source rank has its own part of the bound{_division(findings)}."
     )
     figure = Figure(
         name="capacity",
@@ -199,6 +198,16 @@ def _capacity(findings: Findings) -> Section:
     )
     tables = [capacity_table(setting, group) for setting, group in findings.settings.items()]
     return Section(name="capacity", title=title, text=[text], figures=[figure], tables=tables)
+
+
+def _division(findings: Findings) -> str:
+    """In words: whose bounds are divided by the traffic that the plan expects, and whose evenly."""
+    bounded = [placement for placement in findings.placements if placement.capacity]
+    by_plan = [placement.label for placement in bounded if placement.capacity[0].division == "plan"]
+    if not by_plan:
+        return ", the same for all"
+    rest = "" if len(by_plan) == len(bounded) else ", under the others the same for all"
+    return f": under {', '.join(by_plan)} as the plan expects its traffic{rest}"
 
 
 def _capacity_tokens(findings: Findings) -> str:

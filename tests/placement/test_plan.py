@@ -41,6 +41,7 @@ def test_the_glossarys_example_says_what_the_text_says() -> None:
 def test_a_saved_plan_comes_back_whole(tmp_path: Path) -> None:
     plan = worked_example(
         token_affinity=np.array([[0.5, -1.0]], dtype=np.float16),
+        expected_pairs=np.full((1, 2, 6), 1 / 3, dtype=np.float32),
         objective=1.5,
         bound=1.2,
         predicted={"held_out": {"load_imbalance": 1.01}},
@@ -54,6 +55,7 @@ def test_a_saved_plan_comes_back_whole(tmp_path: Path) -> None:
     assert loaded.gap == pytest.approx(0.25)
     assert loaded.predicted == plan.predicted
     np.testing.assert_array_equal(loaded.token_affinity, plan.token_affinity)
+    np.testing.assert_array_equal(loaded.expected_pairs, plan.expected_pairs)
 
 
 def test_the_file_names_what_the_contract_names(tmp_path: Path) -> None:
@@ -98,6 +100,11 @@ def int32(*rows: Any) -> Any:
         ({"token_affinity": np.full((3, 2), np.nan, np.float16)}, "values from nan"),
         ({"token_affinity": np.full((3, 2), np.inf, np.float16)}, "values from inf"),
         ({"token_affinity": np.full((3, 2), -np.inf, np.float16)}, "values from -inf"),
+        ({"expected_pairs": np.full((1, 2, 6), 1 / 3)}, "tensor expected_pairs is float64, float32 was expected"),
+        ({"expected_pairs": np.full((1, 6, 2), 1 / 3, np.float32)}, "tensor expected_pairs has shape"),
+        ({"expected_pairs": np.full((1, 2, 6), np.nan, np.float32)}, "values from nan"),
+        ({"expected_pairs": np.array([[[3, -1, 0, 0, 0, 0]] * 2], np.float32)}, "expected_pairs has values from -1"),
+        ({"expected_pairs": np.full((1, 2, 6), 0.5, np.float32)}, "layer 1: expected_pairs of rank 0 add up to 3"),
     ],
 )
 def test_each_broken_rule_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

@@ -1,10 +1,16 @@
 """A capacity policy on a loaded model: what it drops and reroutes, and when."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 import specmoe
-from specmoe.errors import CheckpointError, UsageError
+from specmoe.errors import CheckpointError, MismatchError, UsageError
+from specmoe.placement.capacity import capacity_loss, layer_pairs
+from specmoe.placement.expected_pairs import with_expected_pairs
+from specmoe.profiler.routing_profile import RoutingSample
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.router_scores import RouterScores
 
@@ -98,11 +104,76 @@ def test_first_come_first_served_drops_the_last_tokens(compiled_model):
     assert not same[-5:].any()
 
 
+HOMES = [2, 0, 3, 3, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def expecting(compiled_model, tmp_path_factory):
+    """olmoe compiled by plans that say what traffic they expect: that of a batch of six requests, by replica choice."""
+    made = compiled_model("olmoe")
+    model, seen = specmoe.load(made.compiled["static"]), []
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    with torch.no_grad():
+        model(some_tokens(6, 16))
+    ids = np.stack([out[2].numpy() for out in seen], axis=1).astype(np.uint8)
+    gates = np.stack([out[1].numpy() for out in seen], axis=1).astype(np.float16)
+    requests = np.repeat(np.arange(6, dtype=np.int32), 16)
+    sample = RoutingSample(expert_ids=ids, gate_weights=gates, request_ids=requests)
+    plans = {choice: with_expected_pairs(made.plans[choice], sample) for choice in ("static", "cover")}
+    folder = tmp_path_factory.mktemp("expecting")
+    for choice, plan in plans.items():
+        specmoe.reshard(made.source, plan, folder / choice)
+    return replace(made, plans=plans, compiled={choice: folder / choice for choice in plans}), sample
+
+
+@pytest.mark.parametrize("division", [None, "plan", "even"])
+@pytest.mark.parametrize("level", ["expert", "device"])
+@pytest.mark.parametrize("choice", ["static", "cover"])
+def test_a_bound_drops_what_evaluate_says_under_either_division(expecting, choice, level, division):
+    made, sample = expecting
+    model = specmoe.load(made.compiled[choice], capacity=CapacityPolicy(0.75, level=level, division=division))
+    model.specmoe.pin_requests(HOMES)
+    with torch.no_grad():
+        model(some_tokens(6, 16))
+    # The first layer alone: what is dropped there changes what the next ones are asked for.
+    counted, homes = model.specmoe.counters()[0], np.repeat(np.array(HOMES, dtype=np.int32), 16)
+    pairs = layer_pairs(made.plans[choice], sample, 0, homes)
+    loss = capacity_loss(made.plans[choice], 0, pairs, 0.75, level, "drop", division or "plan")
+    assert counted.dropped_pairs == round(loss.lost_pair_rate * 6 * 16 * 3) > 0
+    assert max(counted.pairs_of_rank) == round(loss.heaviest_load * 6 * 16 * 3 / 4)
+    other = capacity_loss(made.plans[choice], 0, pairs, 0.75, level, "drop", "even" if division != "even" else "plan")
+    assert other != loss, "the two divisions differ here"
+
+
+@pytest.mark.parametrize("overflow", ["drop", "reroute"])
+def test_on_equally_full_ranks_no_device_gets_more_than_the_whole_bound(expecting, overflow):
+    made, _ = expecting
+    policy = CapacityPolicy(0.8, level="device", overflow=overflow)
+    model = specmoe.load(made.compiled["cover"], capacity=policy)
+    model.specmoe.pin_requests([0, 1, 2, 3])
+    with torch.no_grad():
+        model(some_tokens(4, 24))
+    slots = np.bincount(made.plans["cover"].rank_of_physical)
+    whole = np.ceil(0.8 * 4 * 24 * 3 * slots / slots.sum())
+    for layer in model.specmoe.counters():
+        assert (np.array(layer.pairs_of_rank) <= whole).all()
+        assert layer.dropped_pairs > 0
+
+
+def test_a_plan_without_figures_is_bounded_evenly_unless_that_is_refused(compiled_model):
+    compiled = compiled_model("olmoe").compiled["static"]
+    specmoe.load(compiled, capacity=CapacityPolicy(1.0))
+    with pytest.raises(MismatchError, match="does not say what traffic it expects, which capacity division 'plan'"):
+        specmoe.load(compiled, capacity=CapacityPolicy(1.0, division="plan"))
+
+
 MISTAKES = {
     "no factor": ({"factor": 0}, "factor is 0, a positive number"),
     "an unknown level": ({"factor": 1.0, "level": "node"}, "'expert' or 'device' was expected"),
     "an unknown overflow": ({"factor": 1.0, "overflow": "queue"}, "'drop' or 'reroute' was expected"),
     "an unknown order": ({"factor": 1.0, "order": "random"}, "'score' or 'arrival' was expected"),
+    "an unknown division": ({"factor": 1.0, "division": "fair"}, "'plan' or 'even' was expected"),
 }
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from specmoe.errors import UsageError
 from specmoe.kernels.assign.assign import assign, assign_slots
 from specmoe.kernels.assign.reference import choose_slots
-from specmoe.kernels.capacity.capacity import even_limits
 from specmoe.kernels.capacity.limit import REROUTE_ROUNDS, limit_pairs
 
 OPTIONS = st.fixed_dictionaries(
@@ -163,15 +162,6 @@ def test_nan_goes_last(limit_case):
     result = limited(case)
     assert (result.pair_slot >= 0).flatten().tolist() == [False, True, True]
     assert result.demand.tolist() == [[3, 0, 0, 0]]
-
-
-def test_even_limits_are_the_factor_times_the_mean_rounded_up(limit_case):
-    tables = limit_case(**PLAIN).tables
-    home = torch.tensor([0, 0, 0, 2], dtype=torch.int32)
-    assert even_limits(home, 2, tables, 1.0, "expert").tolist() == [[1] * 6, [0] * 6, [1] * 6]
-    assert even_limits(home, 2, tables, 2.0, "expert").tolist() == [[2] * 6, [0] * 6, [1] * 6]
-    # Each rank has a third of the slots; 0.1 * 3 * 10 is 3, whatever binary fractions say.
-    assert even_limits(home[:1].repeat(10), 3, tables, 0.1, "device").tolist() == [[1] * 3, [0] * 3, [0] * 3]
 
 
 BAD = {

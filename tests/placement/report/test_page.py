@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from specmoe.placement.baselines.eplb import eplb
+from specmoe.placement.expected_pairs import with_expected_pairs
 from specmoe.placement.options import SolveOptions
+from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.report.findings import gather
 from specmoe.placement.report.page import SCRIPTS, page, page_script
 from specmoe.placement.report.payload import payload, similarity
@@ -161,6 +163,16 @@ def test_a_trace_without_gates_ids_or_pair_counts_says_so(folder, profile_of, tm
     for words in ("has no gate weights", "no token ids to look up", "no co-activation counts", "went unread: tp.plan"):
         assert words in shown
     assert "No plan holds an expert twice" in shown
+
+
+def test_the_page_says_whose_capacity_bounds_follow_the_plans_traffic(folder, profile_of, tmp_path) -> None:
+    plan = PlacementPlan.load(folder / "dp.plan")
+    with_expected_pairs(plan, profile_of().sample).save(tmp_path / "knowing.plan")
+    for path, words in (
+        (folder / "dp.plan", "its own part of the bound, the same for all."),
+        (tmp_path / "knowing.plan", "knowing.plan as the plan expects its traffic, under the others the same for all."),
+    ):
+        assert words in page(gather([path], folder / "trace", capacity=[1.0]))
 
 
 def test_a_large_model_makes_a_small_page(profile_of, tmp_path) -> None:
