@@ -59,7 +59,8 @@ class Counters:
         is_local = served_on == home_rank[:, None]
         is_row = assignment.token_rows >= 0
         is_own = (served_on >= self._own_ranks.start) & (served_on < self._own_ranks.stop)
-        tokens = self._sums.new_tensor(home_rank.shape[0])
+        # Filled in on the device: a value copied from the host would break the capture of a CUDA graph.
+        tokens = self._sums.new_full((), home_rank.shape[0])
         changed = torch.zeros_like(kept) if rerouted is None else rerouted
         counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, is_pair & ~kept, changed]
         of_rank = (served_on[:, :, None] == self._ranks) & kept[:, :, None]

@@ -137,7 +137,9 @@ class ExpertRuntime:
         cache = kwargs.get("past_key_values")
         if self._pass is not None:
             self._pass.begin(input_ids, batch.shape[1])
-        is_start = cache is None or cache.get_seq_length() == 0
+        # A deferred step belongs to requests that have begun; a static cache's length would have to be waited for.
+        is_deferred = self.static is not None and self.static.is_deferred
+        is_start = not is_deferred and (cache is None or cache.get_seq_length() == 0)
         self.homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
 
 

@@ -53,11 +53,13 @@ def load(
         raise UsageError(f"decode is {decode!r}, a StaticDecode or None (counts are exchanged first) was expected")
     start_default_group()
     with failing_together():
-        model = _load_own_part(Path(out), device, dtype, capacity, decode, verify_hashes)
+        files = CompiledFiles.open(Path(out))
+        model = _load_own_part(files, device, dtype, capacity, decode, verify_hashes)
     runtime = runtime_of(model)
     require_equal(
         {
             "plan": runtime.plan.digest,
+            "checkpoint": files.manifest.contents_digest,
             "dtype": str(model.dtype),
             "device type": runtime.workers.device.type,
             "capacity": "none" if capacity is None else capacity.summary,
@@ -68,14 +70,13 @@ def load(
 
 
 def _load_own_part(
-    out: Path,
+    files: CompiledFiles,
     device: torch.device | str | None,
     dtype: torch.dtype | str | None,
     capacity: CapacityPolicy | None,
     decode: StaticDecode | None,
     verify_hashes: bool,
 ) -> "PreTrainedModel":
-    files = CompiledFiles.open(out)
     chosen_device = _own_device(device)
     chosen_dtype = None if dtype is None else _checked_dtype(dtype)
     workers = Workers.of_default_group(files.plan.ep_size, chosen_device)
@@ -84,7 +85,7 @@ def _load_own_part(
         torch.cuda.set_device(workers.device)
     # First what is small: the rest of a checkpoint that cannot be run need not be read.
     files.check([CONFIG_FILE], hashes=verify_hashes)
-    require_known_quantization(files.quantization, str(out))
+    require_known_quantization(files.quantization, str(files.folder))
     files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
     return build_model(files, workers, chosen_dtype, capacity, decode)
 

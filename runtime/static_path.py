@@ -39,12 +39,19 @@ class StaticPath:
         """The rows that a process can send to each other one; 0 where there is no other."""
         return 0 if self._fixed is None else self._fixed.rows_per_peer
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether a step inside `deferring_overflow` runs."""
+        return self._is_deferred
+
     @contextmanager
     def deferring_overflow(self) -> Iterator[torch.Tensor]:
         """Inside it nothing is read on the host, so that a step can be captured in a CUDA graph.
 
-        All processes enter it together. Yields a flag on the device (bool, no dimensions): where it is true after a
-        step, that step's output is wrong on every process, and all repeat it outside.
+        All processes enter it together, for steps of requests that have begun. Yields a flag on the device (bool, no
+        dimensions): where it is true after a step, that step's output is wrong on every process, and all repeat it
+        outside, which also tells who is out of step. On CUDA in bfloat16 alone: products of other types are sized on
+        the host.
         """
         self._overflowed.zero_()
         self._is_deferred = True
@@ -61,6 +68,10 @@ class StaticPath:
         fits = hidden.shape[0] <= self._settings.max_tokens
         if self._is_deferred and not fits:
             raise UsageError(f"{hidden.shape[0]} tokens are more than the {self._settings.max_tokens} of a static step")
+        if self._is_deferred and hidden.is_cuda and hidden.dtype != torch.bfloat16:
+            raise UsageError(
+                f"a step without waiting for the GPU runs in bfloat16; the model computes in {hidden.dtype}"
+            )
         if self._fixed is None:
             return self._alone(hidden, assignment, partial_sums) if fits else "exact"
         return self._together(self._fixed, hidden, assignment, row, partial_sums, active=active, fits=fits)
@@ -92,7 +103,7 @@ class StaticPath:
         sent = fixed.send(hidden if fits else hidden[:0], places, status, row)
         statuses = torch.cat([status[None], sent.statuses])
         if self._is_deferred:
-            self._overflowed |= statuses[:, 2].any()
+            self._overflowed |= ((statuses[:, 2] != 0) | (statuses[:, 0] != row)).any()
         elif answer := self._answer(statuses, row):
             return answer
         self.layers_run += 1

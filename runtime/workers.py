@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from specmoe.errors import MismatchError, SpecmoeError, UsageError
+from specmoe.runtime.errors import others_answer
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -119,9 +120,10 @@ def require_equal(values: Mapping[str, str]) -> None:
 
 
 def gather(value: Value) -> list[Value]:
-    """Every process's `value`, by process; collective."""
+    """Every process's `value`, by process; collective. Raises `ExchangeError` when a process does not answer."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     everyone: list[Value | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
+    with others_answer(dist.get_rank(), "a meeting of all processes"):
+        dist.all_gather_object(everyone, value)
     return everyone  # type: ignore[return-value]

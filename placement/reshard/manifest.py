@@ -20,13 +20,16 @@ A folder of layout `hf` is an ordinary checkpoint (`model-NNNNN-of-NNNNN.safeten
 the manifest and the plan; it has no `expert_modules`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from specmoe.artifact import canonical_json
 from specmoe.atomic import sync
 from specmoe.checkpoint import CONFIG_FILE
 from specmoe.errors import ArtifactError, CheckpointError, UsageError
@@ -97,6 +100,11 @@ class CompiledManifest:
         """The names of the safetensors files that every rank reads: shared tensors, or all tensors in layout `hf`."""
         own = {PLAN_FILE, *self.rank_files}
         return tuple(sorted(name for name in self.files if name.endswith(".safetensors") and name not in own))
+
+    @cached_property
+    def contents_digest(self) -> str:
+        """SHA-256, as hexadecimal, over all that the manifest says: two folders of the same model and plan share it."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
     def rank_file(self, rank: int) -> str:
         """The name of `rank`'s file; raises `UsageError` in layout `hf` or for a rank that is not there."""

@@ -1,5 +1,6 @@
 """Tiny random models of several families, saved as ordinary checkpoints and compiled for four uneven ranks."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import specmoe
 from specmoe.placement.plan import PlacementPlan
@@ -123,6 +125,44 @@ def compiled_model(tmp_path_factory, random_plan) -> Callable[[str], CompiledMod
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def on_eight_ranks(compiled_model, random_plan, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """Checkpoints and what they were compiled to for eight ranks, three on one node and five on the other, that hold
+    one to four of eight experts: replicas by either choice, tokens that all want the same experts ("hot"), and `tp`."""
+    folder, made = tmp_path_factory.mktemp("eight"), {}
+    hot = _with_equal_scores(compiled_model("mixtral").source, folder / "hot-source")
+    deepseek = compiled_model("deepseek_v3").source
+    for number, (name, source, choice, top_k, layer_ids) in enumerate(
+        (
+            ("static", deepseek, "static", 3, (1, 2)),
+            ("cover", deepseek, "cover", 3, (1, 2)),
+            ("hot", hot, "cover", 2, (0, 1, 2)),
+            ("tp", deepseek, "cover", 3, (1, 2)),
+        )
+    ):
+        plan = random_plan(
+            np.random.default_rng(number),
+            num_experts=8,
+            ranks_per_node=(3, 5),
+            top_k=top_k,
+            extra_slots=(1, 0, 2, 0, 1, 0, 0, 3),
+            replica_choice=choice,
+            layer_ids=layer_ids,
+        )
+        made[name] = source, folder / name
+        specmoe.reshard(source, with_token_table(plan) if name == "tp" else plan, folder / name)
+    return made
+
+
+def _with_equal_scores(source: Path, copy: Path) -> Path:
+    """A copy of a checkpoint whose routers score all experts alike, so that every token goes to the same ones."""
+    shutil.copytree(source, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights |= {name: torch.zeros_like(w) for name, w in weights.items() if name.endswith("gate.weight")}
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import transformers
 
 import specmoe
 import specmoe.runtime.load
+import specmoe.runtime.serve
 from specmoe.errors import SpecmoeError
 from specmoe.runtime.serve import serve_prompts
 from specmoe.runtime.static_decode import StaticDecode
@@ -42,6 +43,8 @@ def main() -> None:
     runs: dict[str, tuple[int, Callable[..., list[dict[str, Any]]]]] = {
         "four": (4, check_models),
         "two": (2, check_models),
+        "eight2": (2, check_eight_ranks),
+        "eight4": (4, check_eight_ranks),
         "tp2": (2, check_tp),
         "tp4": (4, check_tp),
         "static4": (4, check_static),
@@ -52,9 +55,13 @@ def main() -> None:
         "three": (3, check_wrong_world_size),
         "altered": (4, check_altered_file),
         "plans": (2, check_different_plans),
+        "weights": (2, check_different_weights),
         "defect": (2, check_defect),
         "steps": (2, check_out_of_step),
+        "deferred": (2, check_out_of_step_unread),
         "death": (4, check_death),
+        "loading": (3, check_death_while_loading),
+        "serving": (2, check_death_while_serving),
         "hang": (4, check_hang),
     }
     for name, (world_size, check) in runs.items():
@@ -116,6 +123,16 @@ def compare(
     finding["served"] = [done.token_ids for done in serve_prompts(model, prompts, 3)]
     finding["served_by"] = [done.process for done in serve_prompts(model, prompts, 1)]
     return finding
+
+
+def check_eight_ranks(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two or four ranks in each process, under `dp` and under `tp`."""
+    eight = settings["models"]["eight"]
+    findings = [compare(name, *eight[name], process) for name in ("static", "cover", "hot")]
+    source, compiled = eight["tp"]
+    found: dict[str, Any] = {"family": "tp"}
+    compare_tp(found, specmoe.load(compiled), source)
+    return [*findings, found]
 
 
 def compare_deferred(model: Any, original: Any) -> dict[str, Any]:
@@ -199,6 +216,10 @@ def check_different_plans(_name: str, process: int, settings: dict[str, Any]) ->
     return refusal(lambda: specmoe.load(settings["two_plans"][process]))
 
 
+def check_different_weights(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return refusal(lambda: specmoe.load(settings["two_weights"][process]))
+
+
 def check_defect(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What no one foresaw goes wrong on process 1."""
     if process == 0:
@@ -221,11 +242,36 @@ def check_out_of_step(_name: str, process: int, settings: dict[str, Any]) -> lis
     return refusal(lambda: layer.take_part(torch.float32, 32, 3))
 
 
+def check_out_of_step_unread(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The processes run different layers in a step whose headers no host reads."""
+    model = specmoe.load(settings["any"], decode=StaticDecode(max_tokens=4))
+    hidden, index = torch.ones(2, 32), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    with torch.no_grad(), model.specmoe.static.deferring_overflow() as flag:
+        model.specmoe.layers[0].forward(hidden, index, torch.ones(2, 3))
+        in_step = bool(flag)
+        model.specmoe.layers[1 + process].forward(hidden, index, torch.ones(2, 3))
+    return [{"in_step": in_step, "flagged": bool(flag)}]
+
+
 def check_death(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     model = specmoe.load(settings["any"])
     if process == 3:
         os._exit(1)
     return refusal(lambda: model(torch.tensor([[5, 6]])))
+
+
+def check_death_while_loading(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    if process == 1:
+        os._exit(1)
+    return refusal(lambda: specmoe.load(settings["three_ranks"]))
+
+
+def check_death_while_serving(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Process 1 ends after its last token, before the completions are brought together."""
+    model = specmoe.load(settings["any"])
+    if process == 1:
+        specmoe.runtime.serve.gather = lambda _value: os._exit(1)
+    return refusal(lambda: serve_prompts(model, [[5, 6], [7, 8]], 2))
 
 
 def check_hang(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -75,10 +75,31 @@ def test_sizes_below_one_are_refused(name):
         StaticDecode(**{"max_tokens": 4, name: 0})
 
 
+def test_a_deferred_step_does_not_ask_a_cache_how_long_it_is(compiled_model, quiet_transformers):
+    class Cache:
+        def get_seq_length(self):
+            raise AssertionError("a static cache answers with a tensor, which the host would wait for")
+
+    model = specmoe.load(compiled_model("olmoe").compiled["static"], decode=StaticDecode(max_tokens=2))
+    begin = {"input_ids": torch.tensor([[5, 6]]), "past_key_values": Cache()}
+    with model.specmoe.static.deferring_overflow():
+        model.specmoe.begin_forward(model, (), begin)
+    with pytest.raises(AssertionError, match="a static cache"):
+        model.specmoe.begin_forward(model, (), begin)
+
+
 def test_a_deferred_step_refuses_more_tokens_than_it_has_room_for(compiled_model, quiet_transformers):
     model = specmoe.load(compiled_model("olmoe").compiled["static"], decode=StaticDecode(max_tokens=2))
     with model.specmoe.static.deferring_overflow(), pytest.raises(UsageError, match="3 tokens are more than the 2"):
         model(torch.tensor([[5, 6, 7]]))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_deferred_step_of_another_type_is_refused(compiled_model, quiet_transformers):
+    compiled = compiled_model("olmoe").compiled["static"]
+    model = specmoe.load(compiled, device="cuda", decode=StaticDecode(max_tokens=4))
+    with model.specmoe.static.deferring_overflow(), pytest.raises(UsageError, match="runs in bfloat16"):
+        model(torch.tensor([[5, 6, 7]], device="cuda"))
 
 
 @pytest.mark.gpu
@@ -103,6 +124,11 @@ def test_on_a_gpu_a_layer_is_captured_in_a_graph_and_replayed(compiled_model, qu
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             layer.forward(hidden, index, weights)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                layer.forward(hidden, index, weights)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

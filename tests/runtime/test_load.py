@@ -17,6 +17,7 @@ from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.placement.serving import serve_layer
 from specmoe.profiler.routing_profile import RoutingSample
+from specmoe.runtime.serve import serve_prompts
 from specmoe.runtime.static_decode import StaticDecode
 
 load_module = importlib.import_module("specmoe.runtime.load")
@@ -87,24 +88,20 @@ def test_a_left_padded_batch_is_answered_as_by_the_unmodified_model(compiled_mod
     assert torch.equal(model.generate(tokens, attention_mask=mask, **GREEDY), expected)
 
 
-def test_one_hot_expert_changes_nothing(compiled_model, tmp_path):
-    made = compiled_model("mixtral")
-    source = tmp_path / "source"
-    shutil.copytree(made.source, source)
-    weights = load_file(source / "model.safetensors")
-    # A router of zeros scores all experts alike, so that every token goes to the same ones.
-    weights |= {name: torch.zeros_like(w) for name, w in weights.items() if name.endswith("gate.weight")}
-    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    plan = made.plans["cover"]
-    specmoe.reshard(source, plan, tmp_path / "out")
+@pytest.mark.parametrize("name", ["static", "cover", "hot", "tp"])
+def test_eight_uneven_ranks_in_one_process_change_nothing(on_eight_ranks, name):
     from transformers import AutoModelForCausalLM
 
-    tokens = some_tokens(2, 20)
-    model = specmoe.load(tmp_path / "out")
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")(tokens).logits
-        assert relative_error(model(tokens).logits, expected) < 2e-6
-    assert model.specmoe.counters()[0].pairs == 80
+    source, compiled = on_eight_ranks[name]
+    original = AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
+    model = specmoe.load(compiled)
+    # More requests than ranks, and a single one: seven ranks have no token of their own.
+    for tokens in (some_tokens(10, 9), some_tokens(1, 5)):
+        with torch.no_grad():
+            assert relative_error(model(tokens).logits, original(tokens).logits) < 2e-6
+        assert torch.equal(model.generate(tokens, **GREEDY), original.generate(tokens, **GREEDY))
+    if name == "hot":
+        assert all(sum(pairs > 0 for pairs in layer.pairs_of_rank) < 8 for layer in model.specmoe.counters())
 
 
 @pytest.mark.parametrize("choice", ["static", "cover"])
@@ -387,3 +384,44 @@ def test_on_a_gpu_greedy_tokens_are_those_of_the_unmodified_model(compiled_model
     model = specmoe.load(made.compiled["cover"], device="cuda")
     tokens = some_tokens(3, 17).to("cuda")
     assert torch.equal(model.generate(tokens, **GREEDY), original.generate(tokens, **GREEDY))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nccl_with_one_process_changes_nothing(compiled_model, tmp_path):
+    import torch.distributed as dist
+
+    made = compiled_model("mixtral")
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
+    try:
+        model = specmoe.load(made.compiled["static"], decode=StaticDecode(max_tokens=8))
+        assert model.device.type == "cuda"
+        (served,) = serve_prompts(model, [some_tokens(9).tolist()], 12)
+    finally:
+        dist.destroy_process_group()
+    expected = unmodified(made).to("cuda").generate(some_tokens(1, 9).to("cuda"), **GREEDY | {"eos_token_id": 2})
+    assert served.token_ids == expected[0, 9:].tolist()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bfloat16_is_as_near_to_float32_as_the_unmodified_model_in_bfloat16(compiled_model):
+    made, tokens = compiled_model("qwen3_moe"), some_tokens(4, 24).to("cuda")
+    with torch.no_grad():
+        truth = unmodified(made).to("cuda")(tokens).logits
+        theirs = unmodified(made, torch.bfloat16).to("cuda")(tokens).logits.float()
+        ours = specmoe.load(made.compiled["cover"], device="cuda", dtype=torch.bfloat16)(tokens).logits.float()
+    assert (ours - truth).abs().mean() < 1.15 * (theirs - truth).abs().mean()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_side_stream_gives_the_same_logits(compiled_model):
+    made, tokens = compiled_model("olmoe"), some_tokens(3, 17).to("cuda")
+    model = specmoe.load(made.compiled["cover"], device="cuda")
+    with torch.no_grad():
+        expected = model(tokens).logits
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            logits = model(tokens).logits
+        torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(logits, expected)

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
+
+import specmoe
 
 SCRIPT = Path(__file__).with_name("many_processes.py")
 SPLIT_FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
@@ -15,7 +19,7 @@ FAMILIES = [*SPLIT_FAMILIES, "llama4"]
 
 
 @pytest.fixture(scope="module")
-def findings(compiled_model, tmp_path_factory):
+def findings(compiled_model, on_eight_ranks, random_plan, tmp_path_factory):
     """What every process of every run reported: `findings[run][process]`, a list of objects."""
     folder = tmp_path_factory.mktemp("runs")
     made = {family: compiled_model(family) for family in FAMILIES}
@@ -24,17 +28,29 @@ def findings(compiled_model, tmp_path_factory):
     with (altered / "experts-rank-00002-of-00004.safetensors").open("r+b") as file:
         file.seek(-3, 2)
         file.write(b"\x7f")
+    # Other weights, and the very same plan.
+    olmoe = made["olmoe"]
+    other = folder / "other"
+    shutil.copytree(olmoe.source, other)
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    specmoe.reshard(other, olmoe.plans["cover"], folder / "other-compiled")
+    specmoe.reshard(olmoe.source, three_ranks_plan(random_plan), folder / "three-ranks")
     settings = {
         "folder": str(folder),
         "models": {
             "four": {family: [str(m.source), str(m.compiled["cover"])] for family, m in made.items()},
             "two": {family: [str(m.source), str(m.compiled["static"])] for family, m in made.items()},
             "tp2": {family: [str(made[family].source), str(made[family].compiled["tp"])] for family in SPLIT_FAMILIES},
+            "eight": {name: [str(path) for path in paths] for name, paths in on_eight_ranks.items()},
             "tp4": {f: [str(made[f].source), str(made[f].compiled["tp"])] for f in ("mixtral", "deepseek_v3")},
         },
         "any": str(made["olmoe"].compiled["cover"]),
         "altered": str(altered),
-        "two_plans": [str(made["olmoe"].compiled[choice]) for choice in ("static", "cover")],
+        "two_plans": [str(olmoe.compiled[choice]) for choice in ("static", "cover")],
+        "two_weights": [str(olmoe.compiled["cover"]), str(folder / "other-compiled")],
+        "three_ranks": str(folder / "three-ranks"),
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
@@ -46,6 +62,21 @@ def findings(compiled_model, tmp_path_factory):
         run, process = path.stem.split("-")
         reports.setdefault(run, {})[int(process)] = json.loads(path.read_text())
     return reports
+
+
+def three_ranks_plan(random_plan):
+    return random_plan(np.random.default_rng(0), num_experts=8, ranks_per_node=(3,), top_k=3, layer_ids=(0, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["static", "cover", "hot", "tp"])
+@pytest.mark.parametrize(("run", "world_size"), [("eight2", 2), ("eight4", 4)])
+def test_eight_uneven_ranks_on_fewer_processes_change_nothing(findings, run, world_size, name):
+    for process in range(world_size):
+        assert "traceback" not in findings[run][process][0], findings[run][process][0]["traceback"]
+        (found,) = (item for item in findings[run][process] if item.get("family") == name)
+        if found.get("requests", 1):
+            assert found["error"] < 3e-6
+            assert found["same_tokens"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,6 +163,11 @@ def test_steps_in_fixed_buffers_change_nothing_whether_these_overflow_or_not(fin
     assert all(other["served"] == first["served"] for other in others)
 
 
+def test_an_unread_step_flags_processes_that_are_out_of_step(findings):
+    for (found,) in findings["deferred"].values():
+        assert found == {"in_step": False, "flagged": True}
+
+
 def test_fixed_buffers_serve_split_heads_too(findings):
     fell_back = {}
     for run in ("statictp2", "overflowtp2"):
@@ -147,8 +183,10 @@ REFUSALS = {
     "three": (3, "3 processes cannot share the checkpoint's 4 ranks; start 1, 2 or 4"),
     "altered": (4, "experts-rank-00002-of-00004.safetensors was altered since"),
     "plans": (2, "process 1 has plan "),
+    "weights": (2, "process 1 has checkpoint "),
     "steps": (2, "every process must run the same number of forward passes"),
     "death": (3, "had to stop in MoE layer 0: process 3 does not answer any more"),
+    "serving": (1, "process 0 had to stop in a meeting of all processes: process 1 does not answer any more"),
 }
 
 
@@ -156,6 +194,12 @@ def test_an_unforeseen_exception_of_one_process_is_told_to_the_others_at_once(fi
     assert findings["defect"][1] == [{"raised": "on this process only"}]
     (found,) = findings["defect"][0]
     assert found["refused"] == "process 1 of 2: ZeroDivisionError: on this process only"
+
+
+def test_a_process_that_ends_while_the_others_load_is_named(findings):
+    for process in (0, 2):
+        (found,) = findings["loading"][process]
+        assert "process 1 does not answer any more" in found["refused"]
 
 
 def test_a_process_that_hangs_ends_the_others_within_the_timeout_and_is_named(findings):
