@@ -116,7 +116,7 @@ class Topology:
             raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
         except UsageError as error:
             raise ArtifactError(f"{path}: {error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} cannot be read as a JSON topology: {error}") from error
 
 

@@ -81,8 +81,8 @@ class Corpus:
         """The files' names, for people."""
         return ", ".join(file.name for file in self._files[:3]) + (", ..." if len(self._files) > 3 else "")
 
-    def check(self) -> CorpusSize:
-        """Read everything once, so that no bad line stops a long run.
+    def check(self, *, each: bool = False) -> CorpusSize:
+        """Read everything once, so that no bad line stops a long run; each: no file may be empty.
 
         Raises `ArtifactError` for text that is not UTF-8, a line that is not such a JSON object, or an empty corpus.
         """
@@ -95,6 +95,9 @@ class Corpus:
                 state.update(f"{len(piece.text)} {piece.domain_id} {piece.continues}\0{piece.text}".encode())
         if not any(characters):
             raise ArtifactError(f"the corpus ({self.names}) is empty; text to profile the model on was expected")
+        if each and not all(characters):
+            empty = self._files[characters.index(0)]
+            raise ArtifactError(f"{empty} is empty, and with weights the first file to end ends the run; leave it out")
         return CorpusSize(characters_of_file=tuple(characters), has_messages=has_messages, digest=state.hexdigest())
 
     def pieces(self) -> Iterator[Piece]:
@@ -145,7 +148,7 @@ class Corpus:
     def _piece(self, file: Path, where: str, value: Mapping[str, Any]) -> Piece:
         domain = str(file)
         if self._domain_column is not None:
-            if self._domain_column not in value:
+            if value.get(self._domain_column) is None:
                 raise ArtifactError(f"{where} has no {self._domain_column!r}, the domain column that was asked for")
             domain = str(value[self._domain_column])
         content = _content(value, where)
@@ -164,9 +167,11 @@ class Corpus:
 
 
 def _parse_line(line: str, where: str) -> dict[str, Any]:
+    if line.lstrip().startswith("["):
+        raise ArtifactError(f"{where} begins a JSON array; one object a line was expected (jq -c '.[]' makes that)")
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not JSON ({error}); one JSON object a line was expected") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{where} is not a JSON object; one with 'text' or 'messages' was expected")

@@ -50,7 +50,7 @@ def _meta_info(path: Path) -> tuple[int, int]:
     file = path / "meta_info.json"
     try:
         value: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{file} cannot be read ({error}); TensorRT-LLM's statistics folder was expected"
         ) from error

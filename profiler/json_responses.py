@@ -15,8 +15,12 @@ def json_responses(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in source_files(path, JSON_SUFFIXES):
         try:
             text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{file} cannot be read: {error}") from error
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"{file} is not JSON text; the engine's answers (.json, .jsonl) were expected"
+            ) from error
         for where, value in _values(file, text):
             for at, answer in enumerate(value if isinstance(value, list) else [value]):
                 place = f"{where}[{at}]" if isinstance(value, list) else where
@@ -45,5 +49,5 @@ def _values(file: Path, text: str) -> Iterator[tuple[str, Any]]:
 def _parse(where: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not JSON: {error}") from error

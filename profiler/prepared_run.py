@@ -110,7 +110,7 @@ def prepare_run(model: str | Path, data: Sequence[Path], options: ProfileOptions
     folder = model_folder(model)
     fingerprint = open_checkpoint(folder).fingerprint
     refuse_unroutable(folder)
-    size = corpus.check()
+    size = corpus.check(each=bool(options.weights))
     tokenizer = load_tokenizer(folder)
     if size.has_messages and not tokenizer.chat_template:
         raise UsageError(f"the data has chat messages, and the tokenizer in {folder} has no chat template; give text")

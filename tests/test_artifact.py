@@ -71,7 +71,7 @@ def test_a_missing_file_and_a_plain_safetensors_file_are_named(tmp_path: Path) -
         read_artifact(tmp_path / "plain", "test/1")
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000], ids=["cut", "list", "deep"])
 def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
     from safetensors.numpy import save_file
 

@@ -118,7 +118,7 @@ def _device_map(value: str | None) -> str | dict[str, int | str] | None:
         return value
     try:
         found = json.loads(Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{value} cannot be read as a JSON device map: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(device, int | str) for device in found.values()):
         raise ArtifactError(f"{value} is no device map: a JSON object with a device for each module was expected")

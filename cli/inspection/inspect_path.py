@@ -43,7 +43,9 @@ def inspect_path(path: Path) -> Inspection:
     if start.lstrip()[:1] == b"{":
         return inspect_json(path)
     if start.startswith(ZIP_MAGIC):
-        raise ArtifactError(f"{path} is a zip archive; an .npz trace becomes a profile by specmoe import --from npz")
+        raise ArtifactError(
+            f"{path} is a zip archive, as .npz traces and engines' .pt dumps are; specmoe import makes a profile of one"
+        )
     raise ArtifactError(f"{path} is not a specmoe file: it is neither JSON nor safetensors; {EXPECTED}")
 
 

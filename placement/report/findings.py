@@ -122,8 +122,10 @@ def gather(
 
     Raises what `evaluate` raises, and `UsageError` for the same plan twice or more than MAX_PLANS.
     """
-    if len(plans) > MAX_PLANS or len(set(plans)) < len(plans):
-        raise UsageError(f"{len(plans)} plans were given, at most {MAX_PLANS}, each once, were expected")
+    if len(plans) > MAX_PLANS:
+        raise UsageError(f"{len(plans)} plans were given, at most {MAX_PLANS} fit on a page")
+    if twice := next((plan for plan in plans if list(plans).count(plan) > 1), None):
+        raise UsageError(f"the plan {twice} was given twice; give each once")
     profile = part(RoutingProfile.load(profile_path))
     tell = on_step or (lambda _: None)
     sample = profile.require_sample("a report")

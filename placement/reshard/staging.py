@@ -157,7 +157,7 @@ def _read_journal(path: Path) -> list[dict[str, object]]:
     for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             lines.append(line)

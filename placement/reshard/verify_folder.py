@@ -80,7 +80,7 @@ def rank_description(path: Path) -> dict[str, object]:
     text = read_metadata(path).get(METADATA_KEY, "")
     try:
         description = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a rank file: its header has no {METADATA_KEY!r} entry") from error
     if not isinstance(description, dict):
         raise ArtifactError(f"{path} has a description that is not a JSON object")

@@ -82,7 +82,7 @@ def _parse(path: Path, metadata: dict[str, str] | None) -> Description:
         raise ArtifactError(f"{path} is not a specmoe file: its header has no {METADATA_KEY!r} entry")
     try:
         description = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} has a damaged description in its header: {error}") from error
     if not isinstance(description, dict):
         raise ArtifactError(f"{path} has a description that is not a JSON object")

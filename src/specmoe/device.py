@@ -16,4 +16,7 @@ def usable_device(device: "str | torch.device") -> "torch.device":
         torch.empty(1, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise UsageError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if "at start of device string" in reason:  # and a list of two dozen kinds
+            reason = "cpu, cuda or cuda:N was expected"
+        raise UsageError(f"the device {device} cannot be used here: {reason}") from error

@@ -137,7 +137,7 @@ def test_an_exported_placement_and_its_sidecar_are_explained(command_line, folde
         (lambda path: path.write_text('{"a": 1}'), "this JSON file is none of specmoe's"),
         (lambda path: path.write_text('{"ranks_per_node": [0]}'), "positive whole numbers were expected"),
         (lambda path: path.write_text("{"), "is damaged: its JSON cannot be read"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 and an archive"), "specmoe import --from npz"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 and an archive"), "specmoe import makes a profile of one"),
         (lambda path: save_file({"a": np.zeros(2)}, path), "a safetensors file of 1 tensor that specmoe did not write"),
         (lambda path: save_file({"a": np.zeros(2)}, path, {"specmoe": '{"format":"x/9"}'}), "is of format 'x/9'"),
         (lambda path: save_file({"a": np.zeros(2)}, path, {"specmoe": "["}), "a damaged description"),

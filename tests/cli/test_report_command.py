@@ -65,7 +65,7 @@ def test_an_existing_page_is_kept_unless_forced(command_line, folder) -> None:
         (["missing.plan", "--profile", "trace"], 1, "missing.plan is not a file"),
         (["experts.plan", "--profile", "counts"], 1, "needs the routing of single tokens"),
         (["experts.plan", "--profile", "experts.plan"], 1, "'specmoe.profile/1' was expected"),
-        (["experts.plan", "experts.plan", "--profile", "trace"], 2, "each once"),
+        (["experts.plan", "experts.plan", "--profile", "trace"], 2, "was given twice; give each once"),
         (["experts.plan", "--profile", "trace", "--capacity", "x"], 2, "--capacity is 'x'"),
         (["experts.plan", "--profile", "trace", "--since", "counts"], 1, "needs the routing of single tokens"),
         (

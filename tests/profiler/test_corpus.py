@@ -116,7 +116,9 @@ def test_the_digest_follows_text_and_domains(tmp_path) -> None:
     ("line", "message"),
     [
         ("{not json", "a.jsonl:2 is not JSON"),
-        ("[1]", "a.jsonl:2 is not a JSON object"),
+        ('{"a": ' + "[" * 100_000, "a.jsonl:2 is not JSON"),
+        ("1", "a.jsonl:2 is not a JSON object"),
+        ('[{"text": "a"},', "a.jsonl:2 begins a JSON array; one object a line"),
         ('{"body": "x"}', r"a.jsonl:2 has only \['body'\]"),
         ('{"text": 5}', "a.jsonl:2 has a 'text' that is neither"),
         ('{"text": [{"role": "user"}]}', "a.jsonl:2 has a 'text' that is neither"),
@@ -148,7 +150,17 @@ def test_missing_and_empty_data_is_refused(tmp_path) -> None:
         Corpus([tmp_path / "a.jsonl"]).check()
 
 
-def test_a_missing_domain_column_is_named(tmp_path) -> None:
+def test_an_empty_file_is_refused_where_it_would_end_the_run(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n')
+    corpus = Corpus([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    assert corpus.check().characters_of_file == (1, 0)
+    with pytest.raises(ArtifactError, match=r"b\.jsonl is empty, and with weights"):
+        corpus.check(each=True)
+
+
+@pytest.mark.parametrize("line", ['{"text": "x"}', '{"text": "x", "kind": null}'])
+def test_a_missing_domain_column_is_named(line: str, tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
     with pytest.raises(ArtifactError, match=r"a\.jsonl:1 has no 'kind'"):
         Corpus([tmp_path / "a.jsonl"], domain_column="kind").check()

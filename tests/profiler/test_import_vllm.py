@@ -53,6 +53,17 @@ def test_answers_become_requests_and_dense_layers_have_no_row(tmp_path) -> None:
     assert profile.token_counts.token_ids.tolist() == [5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"PK\x03\x04\xb8", "is not JSON text; the engine's answers"), (b"[" * 100_000, "is not JSON: ")],
+    ids=["binary", "deep"],
+)
+def test_a_file_that_is_no_json_is_named(content: bytes, message: str, tmp_path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"a.json {message}"):
+        import_record(tmp_path / "a.json", "vllm", MODEL)
+
+
 def test_saved_arrays_of_a_folder_are_requests_too(tmp_path) -> None:
     for number in range(3):
         np.save(tmp_path / f"{number}.npy", routing(number + 1, number))

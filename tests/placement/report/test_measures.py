@@ -119,7 +119,7 @@ def test_plans_of_one_name_are_told_apart_by_their_folders(folder, tmp_path) -> 
 
 
 def test_a_plan_given_twice_is_refused(folder) -> None:
-    with pytest.raises(UsageError, match="each once"):
+    with pytest.raises(UsageError, match="was given twice"):
         gather([folder / "dp.plan", folder / "dp.plan"], folder / "trace")
 
 
