@@ -1,14 +1,12 @@
 """What `specmoe export` learns from the model: how many decoder layers it has, and whether the plan is for it."""
 
-from pathlib import Path
-
 from specmoe.errors import MismatchError
 from specmoe.placement.plan import PlacementPlan
 from specmoe.profiler.model_facts import ModelFacts
 
 
-def num_layers_of(plan: PlacementPlan, model: Path | None, num_layers: int | None) -> int | None:
-    """All decoder layers, from the checkpoint folder `model` or as given; None where neither is there.
+def num_layers_of(plan: PlacementPlan, model: str | None, num_layers: int | None) -> int | None:
+    """All decoder layers, from `model` (a folder or a name on the hub) or as given; None where neither is there.
 
     Raises `MismatchError` when `plan` is for another model, `UsageError` when `num_layers` contradicts the checkpoint.
     """

@@ -7,6 +7,7 @@ from typing import Any
 
 from specmoe.checkpoint import CONFIG_FILE, open_checkpoint
 from specmoe.errors import UsageError
+from specmoe.model_folder import model_folder
 from specmoe.routing_config import experts_per_token, language_config, num_experts
 
 
@@ -29,22 +30,25 @@ class ModelFacts:
     @classmethod
     def gather(
         cls,
-        model: Path | None = None,
+        model: str | Path | None = None,
         *,
         num_experts: int | None = None,
         num_layers: int | None = None,
         top_k: int | None = None,
     ) -> "ModelFacts":
-        """The numbers as given, else from the checkpoint folder `model`; raises `UsageError` where the two differ."""
+        """The numbers as given, else from `model`, a checkpoint folder or a name on the Hugging Face hub; raises
+        `UsageError` where the two differ.
+        """
         given: dict[str, int | None] = {"num_experts": num_experts, "num_layers": num_layers, "top_k": top_k}
         if model is None:
             return cls(num_experts=num_experts, num_layers=num_layers, top_k=top_k)
-        checkpoint = open_checkpoint(model)
+        folder = model_folder(model)
+        checkpoint = open_checkpoint(folder)
         found = _from_config(checkpoint.config)
         for name, value in given.items():
             if value is not None and found[name] is not None and value != found[name]:
                 raise UsageError(
-                    f"{name} is {value}, and {model / CONFIG_FILE} says {found[name]}; leave one of them out"
+                    f"{name} is {value}, and {folder / CONFIG_FILE} says {found[name]}; leave one of them out"
                 )
             found[name] = found[name] if value is None else value
         return cls(
@@ -60,7 +64,7 @@ class ModelFacts:
         value: int | None = getattr(self, name)
         if value is None:
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{purpose} does not say the model's {name}; give {option} N, or --model CHECKPOINT")
+            raise UsageError(f"{purpose} does not say the model's {name}; give {option} N, or --model MODEL")
         return value
 
 

@@ -15,7 +15,7 @@ ENGINE_NAMES = ("sglang", "trtllm", "vllm", "vllm-ascend", "json")
 @click.argument("plan_path", metavar="PLAN", type=A_PATH)
 @click.option("--to", "engine", type=click.Choice(ENGINE_NAMES), required=True, help="Who is to read FILE.")
 @click.option("-o", "--output", metavar="FILE", type=A_PATH, required=True, help="The file to write.")
-@click.option("--model", metavar="CHECKPOINT", type=A_PATH, help="The model's folder: checks that the plan is for it.")
+@click.option("--model", metavar="MODEL", help="The model's folder or hub name: checks that the plan is for it.")
 @click.option("--num-layers", type=int, help="All decoder layers, dense ones too; in place of --model.")
 @click.option("--force", is_flag=True, help="Replace an existing FILE and its sidecar.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sidecar's content as JSON.")
@@ -23,7 +23,7 @@ def command(
     plan_path: Path,
     engine: str,
     output: Path,
-    model: Path | None,
+    model: str | None,
     num_layers: int | None,
     force: bool,
     as_json: bool,
@@ -35,7 +35,7 @@ def command(
     `specmoe reshard --layout hf` makes a checkpoint that every vLLM places as planned.
 
     \b
-    specmoe export experts.plan --to sglang -o experts.json --model CHECKPOINT
+    specmoe export experts.plan --to sglang -o experts.json --model MODEL
     specmoe export experts.plan --to sglang -o experts.json --num-layers 61
     specmoe export experts.plan --to trtllm -o moe_load_balancer.yaml
     specmoe export experts.plan --to vllm -o expert_map.json

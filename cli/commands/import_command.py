@@ -16,7 +16,7 @@ ENGINES = ("npz", "vllm", "sglang", "trtllm")
 @click.option("--from", "engine", type=click.Choice(ENGINES), required=True, help="Who wrote SOURCE.")
 @click.option("-o", "--output", type=A_PATH, required=True, help="The profile to write.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--model", type=A_PATH, help="The checkpoint that was served, where the record lacks its sizes.")
+@click.option("--model", help="The model that was served (folder or hub name), where the record lacks its sizes.")
 @click.option("--num-experts", type=int, help="In place of --model.")
 @click.option("--num-layers", type=int, help="All decoder layers; in place of --model.")
 @click.option("--top-k", type=int, help="Experts per token; in place of --model.")
@@ -45,7 +45,7 @@ def command(
 
     \b
     specmoe import trace.npz --from npz -o routing.profile --sample-tokens 200000
-    specmoe import answers.jsonl --from vllm -o routing.profile --model CHECKPOINT
+    specmoe import answers.jsonl --from vllm -o routing.profile --model MODEL
     specmoe import recorder_dumps/ --from sglang -o routing.profile
     specmoe import statistics/ --from trtllm -o load.profile
     """

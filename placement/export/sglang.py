@@ -18,7 +18,7 @@ def _text(plan: PlacementPlan, num_layers: int | None) -> str:
     if num_layers is None:
         raise UsageError(
             "SGLang wants a row for each decoder layer, dense ones too, and the plan has MoE layers only; "
-            "give --num-layers N or --model CHECKPOINT"
+            "give --num-layers N or --model MODEL"
         )
     # What SGLang itself puts where nothing is given.
     trivial = [slot % plan.num_logical_experts for slot in range(plan.num_physical_experts)]

@@ -74,6 +74,14 @@ def test_saved_arrays_of_a_folder_are_requests_too(tmp_path) -> None:
     assert profile.sample.request_ids.tolist() == [0, 1, 1, 2, 2, 2]
 
 
+def test_the_served_model_may_be_named_as_on_the_hub(tiny_model, monkeypatch) -> None:
+    from specmoe.profiler import model_facts
+
+    folder = tiny_model("mixtral").folder
+    monkeypatch.setattr(model_facts, "model_folder", {"maker/model": folder}.__getitem__)
+    assert ModelFacts.gather("maker/model").num_experts == 8
+
+
 def test_the_served_checkpoint_supplies_sizes_and_fingerprint(tmp_path, tiny_model) -> None:
     from specmoe.checkpoint import open_checkpoint
 

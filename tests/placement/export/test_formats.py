@@ -55,7 +55,7 @@ def test_dense_layers_have_sglangs_trivial_row_wherever_they_are(small_plan) -> 
 
 
 def test_sglang_asks_for_the_number_of_layers(small_plan) -> None:
-    with pytest.raises(UsageError, match=r"give --num-layers N or --model CHECKPOINT$"):
+    with pytest.raises(UsageError, match=r"give --num-layers N or --model MODEL$"):
         ENGINES["sglang"].text(small_plan, None)
 
 
