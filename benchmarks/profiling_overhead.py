@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/profiling_overhead.py --layers 4 --hidden 256 --experts 32 --top-k 4
     python benchmarks/profiling_overhead.py --device cuda --layers 16 --hidden 2048 --experts 64 --top-k 8 --batches 8
 
-The model is random. On a CPU it is small, which flatters nobody: the larger the model, the smaller the recorder's share.
-On a GPU a small one would measure the launches: the second command has OLMoE-1B-7B's size, 14 GB.
+The model is random. On a CPU it is small, which flatters nobody: the larger the model, the smaller the recorder's
+share. On a GPU a small one would measure the launches: the second command has OLMoE-1B-7B's size, 14 GB.
 """
 
 import argparse
