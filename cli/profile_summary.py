@@ -86,7 +86,7 @@ def _tokens_by_domain(profile: RoutingProfile) -> dict[str, int]:
 
 def _largest_domains(domains: dict[str, int]) -> str:
     ordered = sorted(domains.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} {tokens:,}" for name, tokens in ordered[:MOST_DOMAINS])
+    shown = ", ".join(f"{name}: {tokens:,}" for name, tokens in ordered[:MOST_DOMAINS])
     return shown + (f" tokens, and {len(ordered) - MOST_DOMAINS} more" if len(ordered) > MOST_DOMAINS else " tokens")
 
 

@@ -84,7 +84,7 @@ def _domains(header: FileHeader) -> dict[str, int]:
 def _listed(domains: Mapping[str, int]) -> str:
     """The largest first, as many as a person reads."""
     ordered = sorted(domains.items(), key=lambda item: -item[1])
-    text = ", ".join(f"{name} {counted(tokens, 'token')}" for name, tokens in ordered[:MOST_DOMAINS])
+    text = ", ".join(f"{name}: {counted(tokens, 'token')}" for name, tokens in ordered[:MOST_DOMAINS])
     return text + (f", and {len(ordered) - MOST_DOMAINS:,} more" if len(ordered) > MOST_DOMAINS else "")
 
 

@@ -58,7 +58,7 @@ def folder(random_plan, tmp_path: Path) -> Path:
         ),
         ("counts", ["counts alone", "not counted"]),
         ("stopped", ["1,040 tokens; the run was stopped after 25 % of its corpus"]),
-        ("domains", ["code 1,000 tokens, chat 40 tokens"]),
+        ("domains", ["code: 1,000 tokens, chat: 40 tokens"]),
         ("dp.plan", ["a placement plan", "2 on one node", "10 in each layer, 2 of them replicas", "for 50 token ids"]),
         ("dp.plan", ["0.750 remote copies per token on other requests", "proven bound     none"]),
         ("nodes.plan", ["3 on 2 nodes (2 + 1)", "one for every expert", "1.200 remote copies per token, gap 25.0%"]),
