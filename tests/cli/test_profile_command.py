@@ -132,7 +132,7 @@ def test_generated_tokens_weights_and_domains_are_summed_up(command_line, tiny_c
     assert 35 / numbers["tokens_per_second"] == pytest.approx(numbers["run_seconds"], abs=1e-3)
     code, out, _ = command_line(*words, "-o", tmp_path / "q")
     assert "35, 14 of them generated" in out
-    assert "b.jsonl 20" in out
+    assert "b.jsonl: 20" in out
 
 
 def test_a_device_map_may_come_from_a_file(command_line, tiny_checkpoint, text, tmp_path) -> None:
