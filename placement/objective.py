@@ -14,9 +14,9 @@ from specmoe.placement.topology import Topology
 def internode_surcharge(topology: Topology) -> float:
     """What a copy to another node costs beyond one within a node, in rows within a node; at least 0."""
     fast, slow = topology.intra_node_gb_per_s, topology.inter_node_gb_per_s
-    if fast is None or slow is None or topology.num_nodes == 1:
+    if not topology.has_slow_links_between_nodes or fast is None or slow is None:
         return 0.0
-    return max(0.0, fast / slow - 1.0)
+    return fast / slow - 1.0
 
 
 def objective_of(metrics: PlacementMetrics, topology: Topology) -> float:

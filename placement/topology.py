@@ -54,6 +54,12 @@ class Topology:
     def num_nodes(self) -> int:
         return len(self.ranks_per_node)
 
+    @property
+    def has_slow_links_between_nodes(self) -> bool:
+        """Whether there are several nodes, and bandwidths say that their links are slower than those within them."""
+        fast, slow = self.intra_node_gb_per_s, self.inter_node_gb_per_s
+        return self.num_nodes > 1 and fast is not None and slow is not None and slow < fast
+
     @cached_property
     def node_of_rank(self) -> NDArray[np.int32]:
         """int32 [R]: the node of each rank."""

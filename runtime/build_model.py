@@ -138,7 +138,11 @@ def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Modul
 
     @wraps(generate)
     def generate_in_lock_step(*args: Any, **kwargs: Any) -> Any:
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         with runtime.lock_step():
+            # A process without requests; transformers knows no such batch.
+            if isinstance(inputs, torch.Tensor) and len(inputs) == 0:
+                return inputs
             return generate(*args, **kwargs)
 
     object.__setattr__(model, "generate", generate_in_lock_step)

@@ -16,9 +16,9 @@ class LayerCounts:
     """What this process's tokens did in one MoE layer since the counters were last reset.
 
     remote_copies: (token, rank) pairs with rank != home, each one hidden state out and one back. local_pairs: (token,
-    expert) pairs served on the token's home rank. wire_rows: the remote copies that left this process. Under a
-    capacity policy, dropped_pairs were not served and rerouted_pairs by another expert than the router's; pairs are
-    all that were served.
+    expert) pairs served on the token's home rank. wire_rows: the remote copies that left this process; by
+    way of relays those of one token to one node are one row between the nodes. Under a capacity policy, dropped_pairs
+    were not served and rerouted_pairs by another expert than the router's; pairs are all that were served.
     """
 
     layer_id: int

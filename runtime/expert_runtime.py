@@ -9,13 +9,14 @@ import torch
 from specmoe.errors import UsageError
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.request_router import route_requests
+from specmoe.placement.request_router import RequestRouter, route_requests
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.counters import Counters, LayerCounts
 from specmoe.runtime.exchange import Exchange
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import ForwardPass, LayerCapacity
 from specmoe.runtime.moe_layer import MoeLayer
+from specmoe.runtime.relays import Relays
 from specmoe.runtime.shuffle import Shuffle
 from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.static_path import StaticPath
@@ -45,12 +46,15 @@ class ExpertRuntime:
         self.plan = plan
         self.workers = workers
         self._hidden_size = hidden_size
+        self._router = RequestRouter(plan) if plan.attention == "dp" else None
         self.homes = BatchHomes(plan, workers) if plan.attention == "dp" else TokenHomes(plan, workers)
         self._counters = Counters(plan.layer_ids.tolist(), workers.own_ranks, plan.ep_size, workers.device)
         exchange = Exchange(workers)
         self.capacity = capacity
         self._pass = None if capacity is None else ForwardPass(capacity)
         self.static = None if decode is None else StaticPath(decode, plan, workers)
+        # A capacity may change a pair's weight, which relays take from the router.
+        relays = Relays.of_plan(plan, workers) if capacity is None else None
         self._layers = [
             MoeLayer(
                 row,
@@ -61,6 +65,7 @@ class ExpertRuntime:
                 self._counters,
                 self._layer_capacity(row, blocks[row]),
                 self.static,
+                relays,
             )
             for row in range(plan.num_layers)
         ]
@@ -89,10 +94,22 @@ class ExpertRuntime:
 
     def assign_requests(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
         """The process for each of several requests, given in order of arrival by the token ids of their prompts."""
-        if isinstance(self.homes, TokenHomes):
-            raise UsageError("under tp attention every process runs every request; none has requests of its own")
+        self._require_own_requests()
         ranks = route_requests(self.plan, token_ids)
         return [rank // self.workers.ranks_per_process for rank in ranks]
+
+    def assign_request(self, token_ids: Sequence[int]) -> int:
+        """The process for the request that arrives next, beside all that came before it since the model was loaded.
+
+        Processes that are asked for the same requests in the same order give the same answers.
+        """
+        router = self._require_own_requests()
+        return router.route(token_ids) // self.workers.ranks_per_process
+
+    def _require_own_requests(self) -> RequestRouter:
+        if self._router is None:
+            raise UsageError("under tp attention every process runs every request; none has requests of its own")
+        return self._router
 
     def pin_requests(self, ranks: Sequence[int] | None) -> None:
         """Put the rows of the coming batches on these ranks of this process; None: by the plan's rule."""

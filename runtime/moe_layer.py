@@ -13,8 +13,9 @@ from specmoe.runtime.counters import Counters
 from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import LayerCapacity
+from specmoe.runtime.relays import Relays
 from specmoe.runtime.slot_product import slot_product
-from specmoe.runtime.static_path import StaticPath
+from specmoe.runtime.static_path import PartialSums, StaticPath
 from specmoe.runtime.token_homes import TokenHomes
 
 
@@ -35,6 +36,7 @@ class MoeLayer:
         counters: Counters,
         capacity: LayerCapacity | None,
         static: StaticPath | None,
+        relays: Relays | None,
     ) -> None:
         self.row = row
         self._tables = tables
@@ -46,6 +48,7 @@ class MoeLayer:
         self._counters = counters
         self._capacity = capacity
         self._static = static
+        self._relays = relays
         own = exchange.workers.own_ranks
         offsets = tables.slot_offsets.tolist()
         self._first_slot = offsets[own.start]
@@ -58,14 +61,17 @@ class MoeLayer:
         top_k_weights: floating [T, K].
         """
         home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
-        assignment = self._assign(top_k_index.contiguous(), top_k_weights.contiguous(), home_rank)
+        weights = top_k_weights.contiguous()
+        assignment = self._assign(top_k_index.contiguous(), weights, home_rank)
         hidden = hidden.contiguous()
         if self._static is not None:
             out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=True)
             if isinstance(out, torch.Tensor):
                 return out
+        if self._relays is not None:
+            assignment = self._relays.by_node(assignment.pair_slot, weights, home_rank, self._tables)
         traffic = self._exchange.announce(assignment, self.row, active=True)
-        return self._run(hidden, assignment, traffic)
+        return self._run(hidden, assignment, traffic, self._serve)
 
     def take_part(self, dtype: torch.dtype, hidden_size: int, top_k: int) -> bool:
         """Serve the other processes' rows with no tokens of one's own; False when nobody had any work."""
@@ -80,7 +86,7 @@ class MoeLayer:
                 return out != "idle"
         traffic = self._exchange.announce(assignment, self.row, active=False)
         if traffic.anyone_active:
-            self._run(hidden, assignment, traffic)
+            self._run(hidden, assignment, traffic, self._serve)
         return traffic.anyone_active
 
     def _assign(self, index: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor) -> Assignment:
@@ -97,14 +103,22 @@ class MoeLayer:
         self._counters.add(self.row, assignment, index >= 0, home_rank, self._tables, rerouted)
         return assignment
 
-    def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic) -> torch.Tensor:
+    def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic, serve: PartialSums) -> torch.Tensor:
         num_rows = sum(traffic.sent_rows)
         rows = dispatch(hidden, assignment.token_rows, num_rows)
         slots, weights = assignment.row_slots[:num_rows], assignment.row_weights[:num_rows]
         received = self._exchange.send(rows, slots, weights, traffic, self.row)
-        partial = self._partial_sums(received, traffic.pairs)
+        partial = serve(received, traffic.pairs)
         returned = self._exchange.send_back(partial, traffic, self.row)
         return combine(returned, assignment.token_rows, None)
+
+    def _serve(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
+        """[N, H]: each received row's sum over the experts here, and with relays over those of this node."""
+        if self._relays is None:
+            return self._partial_sums(received, num_pairs)
+        within = self._relays.within_node(received, self._exchange.workers.own_ranks.start, self._tables)
+        traffic = self._exchange.announce(within, self.row, active=True)
+        return self._run(received.hidden, within, traffic, self._partial_sums)
 
     def _partial_sums(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
         """[N, H]: each received row's weighted sum over the slots that it is for."""

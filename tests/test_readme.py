@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,20 @@ def test_the_recorded_table_shows_the_recorded_figures() -> None:
         row = next(line for line in table.splitlines() if re.match(rf"\| {re.escape(name)} +\|", line))
         assert f"{mean['remote_copies_per_token']:.3f}" in row
         assert f"{mean['load_imbalance']:.3f}" in row
+
+
+def test_the_gains_on_slow_links_are_the_recorded_ones() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        publish_runtime = import_module("publish_runtime")
+    finally:
+        sys.path.pop(0)
+    shown = README.split(publish_runtime.BEGIN, 1)[1].split(publish_runtime.END, 1)[0].strip()
+    recorded = ROOT / "benchmarks/results/runtime.json"
+    if recorded.exists():
+        assert shown == publish_runtime.shown(json.loads(recorded.read_text(encoding="utf-8")))
+    else:
+        assert shown == "No run is recorded yet."
 
 
 @pytest.mark.parametrize("line", [line for line in README.splitlines() if re.match(r"(torchrun .*)?specmoe ", line)])

@@ -191,6 +191,10 @@ def _compile(family: str, folder: Path, random_plan: Callable[..., PlacementPlan
         for seed, choice in enumerate(("static", "cover"))
     }
     plans["tp"] = with_token_table(plans["cover"])
+    # Told of a slow link between the nodes: rows cross it by way of relays.
+    topology = replace(plans["cover"].topology, intra_node_gb_per_s=4.0, inter_node_gb_per_s=1.0)
+    plans["relays"] = replace(plans["cover"], topology=topology)
+    plans["tp_relays"] = replace(plans["tp"], topology=topology)
     compiled = {choice: folder / choice for choice in plans}
     for choice, plan in plans.items():
         specmoe.reshard(folder / "source", plan, compiled[choice])

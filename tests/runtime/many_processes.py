@@ -47,6 +47,8 @@ def main() -> None:
         "eight4": (4, check_eight_ranks),
         "tp2": (2, check_tp),
         "tp4": (4, check_tp),
+        "relays4": (4, check_models),
+        "tprelays4": (4, check_tp),
         "static4": (4, check_static),
         "static2": (2, check_static),
         "overflow4": (4, check_static),
@@ -110,8 +112,8 @@ def compare(
         expected = original.generate(tokens, max_new_tokens=new_tokens, **GREEDY)
         finding["same_tokens"] = torch.equal(model.generate(tokens, max_new_tokens=new_tokens, **GREEDY), expected)
     else:
-        with model.specmoe.lock_step():
-            pass
+        # Nothing of its own to do, until the others have nothing to do either.
+        finding["nothing"] = list(model.generate(tokens, max_new_tokens=9, **GREEDY).shape)
     finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
     finding["wire_is_remote"] = all(c.wire_rows == c.remote_copies for c in model.specmoe.counters())
     if model.specmoe.static is not None:
@@ -121,6 +123,10 @@ def compare(
         return finding
     prompts = [[3 + n, 50, 4 + n][: 1 + n % 3] for n in range(7)]
     finding["served"] = [done.token_ids for done in serve_prompts(model, prompts, 3)]
+    finding["served_in_turn"] = [done.token_ids for done in serve_prompts(model, prompts, 3, max_batch=1)]
+    finding["none_served"] = serve_prompts(model, [], 3)
+    finding["arrived"] = [model.specmoe.assign_request(prompt) for prompt in prompts]
+    finding["assigned"] = model.specmoe.assign_requests(prompts)
     finding["served_by"] = [done.process for done in serve_prompts(model, prompts, 1)]
     return finding
 

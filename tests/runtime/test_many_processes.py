@@ -16,6 +16,8 @@ import specmoe
 SCRIPT = Path(__file__).with_name("many_processes.py")
 SPLIT_FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
 FAMILIES = [*SPLIT_FAMILIES, "llama4"]
+# One that weighs its experts' inputs, and not their outputs, among them.
+RELAYED_FAMILIES = ["deepseek_v3", "llama4"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,10 @@ def findings(compiled_model, on_eight_ranks, random_plan, tmp_path_factory):
             "tp2": {family: [str(made[family].source), str(made[family].compiled["tp"])] for family in SPLIT_FAMILIES},
             "eight": {name: [str(path) for path in paths] for name, paths in on_eight_ranks.items()},
             "tp4": {f: [str(made[f].source), str(made[f].compiled["tp"])] for f in ("mixtral", "deepseek_v3")},
+            "relays4": {f: [str(made[f].source), str(made[f].compiled["relays"])] for f in RELAYED_FAMILIES},
+            "tprelays4": {
+                "deepseek_v3": [str(made["deepseek_v3"].source), str(made["deepseek_v3"].compiled["tp_relays"])]
+            },
         },
         "any": str(made["olmoe"].compiled["cover"]),
         "altered": str(altered),
@@ -79,8 +85,11 @@ def test_eight_uneven_ranks_on_fewer_processes_change_nothing(findings, run, wor
             assert found["same_tokens"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("run", "world_size"), [("two", 2), ("four", 4)])
+RUNS = [(run, world_size, family) for run, world_size in (("two", 2), ("four", 4)) for family in FAMILIES]
+RELAYED = [("relays4", 4, family) for family in RELAYED_FAMILIES]
+
+
+@pytest.mark.parametrize(("run", "world_size", "family"), [*RUNS, *RELAYED])
 def test_every_process_gets_the_logits_and_tokens_of_the_unmodified_model(findings, run, world_size, family):
     for process in range(world_size):
         (found,) = (item for item in findings[run][process] if item.get("family") == family)
@@ -89,6 +98,7 @@ def test_every_process_gets_the_logits_and_tokens_of_the_unmodified_model(findin
             assert found["same_tokens"]
         else:
             assert set(found["tokens"]) == {0}, "a process without requests only serves the others"
+            assert found["nothing"] == [0, 1]
 
 
 @pytest.mark.parametrize("run", ["two", "four"])
@@ -98,13 +108,22 @@ def test_prompts_are_served_over_all_processes_and_come_back_in_order_everywhere
     assert all(other["served"] == first["served"] for other in others)
     assert set(first["served_by"]) == set(findings[run]), "every process had prompts"
     assert findings["two"][0][0]["served"] == findings["four"][0][0]["served"]
+    assert all(report[0]["served_in_turn"] == first["served"] for report in findings[run].values())
+    assert all(report[0]["none_served"] == [] for report in findings[run].values())
+
+
+@pytest.mark.parametrize("run", ["two", "four"])
+def test_requests_that_arrive_one_by_one_go_where_they_go_together(findings, run):
+    for report in findings[run].values():
+        assert report[0]["arrived"] == report[0]["assigned"] == findings[run][0][0]["served_by"]
 
 
 def test_with_one_rank_per_process_every_remote_copy_is_a_row_on_the_wire(findings):
     assert all(item["wire_is_remote"] for report in findings["four"].values() for item in report)
 
 
-SPLIT = [("tp2", 2, family) for family in SPLIT_FAMILIES if family != "olmoe"] + [("tp4", 4, "deepseek_v3")]
+SPLIT = [("tp2", 2, family) for family in SPLIT_FAMILIES if family != "olmoe"]
+SPLIT += [("tp4", 4, "deepseek_v3"), ("tprelays4", 4, "deepseek_v3")]
 
 
 @pytest.mark.parametrize(("run", "world_size", "family"), SPLIT)

@@ -1,0 +1,186 @@
+"""The bytes that serving a workload under a plan must put on the wire, from the plan and the routing alone.
+
+    rows      = rows between ranks x (packed row out + hidden state back); without relays the remote copies
+    counts    = the numbers of rows that processes tell each other before each exchange
+    shuffle   = tp: 2 (W - 1) T H elements a layer, reduce-scatter and all-gather
+    frames    = Ethernet, IP and TCP headers of full segments; and for each message one more segment, Gloo's preamble,
+                and a notice from each side that it is ready
+
+W processes (one rank each), T tokens, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from workload import Workload
+
+from specmoe.placement.homes import homes_of
+from specmoe.placement.metrics import count_traffic
+from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.request_router import route_requests
+from specmoe.placement.serving import serve_layer
+from specmoe.runtime.packing import row_bytes
+from specmoe.runtime.relays import Relays
+from specmoe.runtime.workers import Workers
+
+# What Gloo puts before a message, and the smallest frame that carries it: 14 + 20 + 32 bytes of headers.
+HEADER_BYTES = 66
+PREAMBLE_BYTES = 48
+COUNT_BYTES = 4 * 8
+BATCH_BYTES = 4 * 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """What a model's rows weigh, and the links' largest packet."""
+
+    hidden_size: int
+    top_k: int
+    dtype: torch.dtype
+    mtu: int
+
+    @property
+    def copy_bytes(self) -> int:
+        """One remote copy: a packed row out and a hidden state back."""
+        return row_bytes(self.hidden_size, self.top_k, self.dtype) + self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """evaluate_copies: remote copies per token as `evaluate` counts them for these requests; internode_copies: to other
+    nodes of the network, whether the plan knows of them or not.
+
+    rows: int64 [R, R], as `rows_between`.
+    """
+
+    evaluate_copies: float
+    internode_copies: float
+    rows: NDArray[np.int64]
+    rows_bytes: int
+    other_bytes: int
+
+    @property
+    def wire_bytes(self) -> int:
+        return self.rows_bytes + self.other_bytes
+
+
+def predict(plan: PlacementPlan, workload: Workload, wire: Wire, node_of_rank: NDArray[np.int32]) -> Prediction:
+    """The bytes of all processes together, one rank each; node_of_rank: int32 [R], as the network is."""
+    sample = workload.sample(slice(None))
+    homes = homes_of(plan, sample)
+    traffic = [
+        count_traffic(serve_layer(plan, layer, sample.expert_ids[:, layer], home), home, node_of_rank)
+        for layer, home in enumerate(homes)
+    ]
+    rows = rows_between(plan, workload)
+    remote = int(rows.sum() - np.trace(rows))
+    rows_bytes = remote * wire.copy_bytes
+    shuffled = shuffle_bytes(plan, workload, wire)
+    plain = rows_bytes + shuffled + count_bytes(plan, workload)
+    return Prediction(
+        evaluate_copies=float(np.mean([layer.remote_copies for layer in traffic])) / sample.num_tokens,
+        internode_copies=float(np.mean([layer.internode_copies for layer in traffic])) / sample.num_tokens,
+        rows=rows,
+        rows_bytes=rows_bytes,
+        other_bytes=plain - rows_bytes + frame_bytes(plain, num_messages(plan, workload), wire.mtu),
+    )
+
+
+def rows_between(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]:
+    """int64 [R, R]: rows from rank to rank over all passes and layers, those that stay on the diagonal."""
+    total = np.zeros((plan.ep_size, plan.ep_size), dtype=np.int64)
+    ranks = _request_ranks(plan, workload)
+    for columns in workload.passes():
+        sample = workload.sample(columns)
+        if ranks is None:
+            homes = homes_of(plan, sample)
+        else:
+            of_token = np.repeat(ranks, columns.stop - columns.start).astype(np.int32)
+            homes = np.broadcast_to(of_token, (plan.num_layers, len(of_token)))
+        for layer in range(plan.num_layers):
+            served_by = serve_layer(plan, layer, sample.expert_ids[:, layer], homes[layer])
+            goes = np.zeros((len(served_by), plan.ep_size), dtype=np.bool_)
+            np.put_along_axis(goes, served_by.astype(np.int64), True, axis=1)
+            _add_rows(total, goes, homes[layer], relays_of(plan), plan.topology.node_of_rank)
+    return total
+
+
+def relays_of(plan: PlacementPlan) -> NDArray[np.int32] | None:
+    """int32 [R, nodes]: the rank to which a rank sends what a node serves; None where rows go straight."""
+    relays = []
+    for rank in range(plan.ep_size):
+        workers = Workers(ep_size=plan.ep_size, process=rank, world_size=plan.ep_size, device=torch.device("cpu"))
+        found = Relays.of_plan(plan, workers)
+        if found is None:
+            return None
+        relays.append(found.relay_of_node.numpy())
+    return np.stack(relays)
+
+
+def _add_rows(
+    total: NDArray[np.int64],
+    goes: NDArray[np.bool_],
+    home: NDArray[np.int32],
+    relays: NDArray[np.int32] | None,
+    node_of_rank: NDArray[np.int32],
+) -> None:
+    """Add one layer of one pass to `total`; goes: bool [T, R], the ranks that serve each token; home: int32 [T]."""
+    for rank in range(len(total)):
+        own = goes[home == rank]
+        if relays is None:
+            total[rank] += own.sum(axis=0)
+            continue
+        for node, relay in enumerate(relays[rank]):
+            of_node = own * (node_of_rank == node)
+            total[rank, relay] += of_node.any(axis=1).sum()
+            total[relay] += of_node.sum(axis=0)
+
+
+def _request_ranks(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64] | None:
+    """int64 [N] under `dp`, the rank that each request is sent to when its prompt is there."""
+    if not _is_dp(plan):
+        return None
+    return np.asarray(route_requests(plan, workload.tokens[:, : workload.prompt_tokens].tolist()))
+
+
+def shuffle_bytes(plan: PlacementPlan, workload: Workload, wire: Wire) -> int:
+    """What `tp` attention moves beside the rows."""
+    if _is_dp(plan):
+        return 0
+    num_tokens = workload.num_requests * (workload.tokens.shape[1] - 1)
+    return 2 * (plan.ep_size - 1) * num_tokens * wire.state_bytes * workload.num_layers
+
+
+def count_bytes(plan: PlacementPlan, workload: Workload) -> int:
+    """What processes tell each other: rows and pairs before every exchange, and under `tp` which batch they run."""
+    pairs = plan.ep_size * (plan.ep_size - 1)
+    exchanges = 1 if relays_of(plan) is None else 2
+    in_a_pass = exchanges * workload.num_layers * COUNT_BYTES + (0 if _is_dp(plan) else BATCH_BYTES)
+    return workload.new_tokens * pairs * in_a_pass
+
+
+def num_messages(plan: PlacementPlan, workload: Workload) -> int:
+    """From process to process: counts, rows out and rows back for each exchange of a layer, of which there are two with
+    relays; under `tp` two shuffles and the batch too."""
+    pairs = plan.ep_size * (plan.ep_size - 1)
+    of_layer = 3 if relays_of(plan) is None else 6
+    in_a_pass = workload.num_layers * of_layer if _is_dp(plan) else workload.num_layers * (of_layer + 2) + 1
+    return workload.new_tokens * pairs * in_a_pass
+
+
+def frame_bytes(payload_bytes: int, messages: int, mtu: int) -> int:
+    """Headers around `payload_bytes` in that many messages, with an acknowledgement for each two segments of data."""
+    of_segment = mtu - (HEADER_BYTES - 14)
+    segments = payload_bytes / of_segment + messages
+    notices = 2 * (HEADER_BYTES + PREAMBLE_BYTES)
+    return int(segments * HEADER_BYTES * 1.5 + messages * (PREAMBLE_BYTES + notices))
+
+
+def _is_dp(plan: PlacementPlan) -> bool:
+    return plan.attention == "dp"
