@@ -15,7 +15,7 @@ import specmoe
 
 SCRIPT = Path(__file__).with_name("many_processes.py")
 SPLIT_FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
-FAMILIES = [*SPLIT_FAMILIES, "llama4"]
+FAMILIES = [*SPLIT_FAMILIES, "llama4", "longcat_flash"]
 # One that weighs its experts' inputs, and not their outputs, among them.
 RELAYED_FAMILIES = ["deepseek_v3", "llama4"]
 
