@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.bounds.companions import companions_bound
+from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
@@ -26,6 +27,8 @@ _ANY_HOMES = 0.25
 _NODES = 0.25
 # A gap above this share of the bound says little about the plan.
 _WEAK = 0.25
+# A search by credits that was cut short is mostly below this share of the plan's cost.
+_ENOUGH = 0.6
 # More than products of copies and surcharges can be off in float64.
 _ROUNDED_DOWN = 1.0 - 1e-12
 
@@ -50,7 +53,7 @@ def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound
     """Bounds within about `work` operations (a nanosecond each), never above what the plan costs."""
     cheap = companions_bound(case)
     if case.has_replicas:
-        best = min(max(cheap, whole(replica_bound(case, work, lambda: options.is_over))), case.cost)
+        best = min(max(cheap, whole(with_replicas(case, options, work))), case.cost)
         return LayerBound(with_homes=best, any_homes=0.0, is_weak=is_weak(best, case.cost), cost=case.cost)
     if work < ascent_work(case):
         return LayerBound(
@@ -62,6 +65,16 @@ def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound
         with_homes += case.surcharge * whole(ascend_nodes(case, int(_NODES * work)).bound) * _ROUNDED_DOWN
     best = min(max(with_homes, any_homes, cheap), case.cost)
     return LayerBound(with_homes=best, any_homes=min(any_homes, best), is_weak=is_weak(best, case.cost), cost=case.cost)
+
+
+def with_replicas(case: LayerCase, options: SolveOptions, work: int) -> float:
+    """By credits where experts are few enough for an exact search; by parts of sets where they are not, or where the
+    work does not bring that search to an end.
+    """
+    bound = credit_bound(case, work, lambda: options.is_over) if can_credit(case) else 0.0
+    if bound > _ENOUGH * case.cost:
+        return bound
+    return max(bound, replica_bound(case, work, lambda: options.is_over))
 
 
 def is_weak(bound: float, cost: float) -> bool:

@@ -1,0 +1,153 @@
+"""A lower bound with replicas, for either replica choice: tokens' credits, prices for experts, and exact columns.
+
+With the credits of `credits.py`, and for any prices d(e) >= 0, the copies of all tokens are at least
+
+    sum over e of d(e) + sum over ranks r of min over S of (cost_r(S) - d(S)),
+    cost_r(S) = sum over tokens at home on r of cover(s less S) - sum over other tokens of credit(S and s),
+
+as every expert has a copy somewhere. Credits and prices climb by subgradient steps, from those by which the plan looks
+as good as it is: a credit rises for the blocks that tokens would use and falls for the parts that columns hold, a price
+rises for an expert that no column holds. On the way columns are good guesses (`column_descent.py`); the best credits,
+in whole units, are then put to the exact search (`column_search.py`), and that bound counts.
+
+Without the load cap, and for columns chosen fractionally: a rank may hold half of one column and half of another, which
+is what remains of the gap.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from specmoe.placement.bounds.column_descent import descend_column
+from specmoe.placement.bounds.credits import TokenTypes, cost_masks, first_credits, masks_of, move_credits, price_covers
+from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.mask_costs import can_count, count_masks
+from specmoe.placement.bounds.mask_search import cheapest_column
+
+_MOST_STEPS, _FEWEST_STEPS = 400, 8
+_FIRST_STEP, _LAST_STEP = 0.3, 0.005
+_MEMORY = 0.6
+# The step of a price, in tokens per expert, beside that of a credit.
+_PRICE_STEP = 0.7
+# At so many steps columns are also sought from elsewhere.
+_FRESH = 5
+# Credits are whole numbers of this part of a copy when they are proven.
+_FINEST_UNIT = 1 / 1024
+_LARGEST_COUNT = 2**31
+# The part of the work that goes to the exact search.
+_PROOF = 0.6
+_WORK_PER_TYPE, _WORK_PER_SET_AND_RANK = 120, 45
+
+
+class CreditAscent:
+    """credit: float64 [N, M]; price: float64 [E]; columns: uint8 [R, E], the cheapest found at these."""
+
+    def __init__(self, case: LayerCase) -> None:
+        self.case = case
+        self.types = TokenTypes.of(case)
+        self.plan = case.holds.astype(np.uint8)
+        self.columns = self.plan.copy()
+        self.masks = np.zeros((case.ep_size, len(case.sets)), dtype=np.uint8)
+        for rank in range(case.ep_size):
+            masks_of(case.sets, self.plan[rank], self.masks[rank])
+        self.credit = first_credits(self.types.set_of_type, self.types.home, self.masks, case.sets.shape[1])
+        self.price = np.zeros(case.num_experts)
+        self.cover = np.zeros_like(self.credit)
+        self.block_of = np.zeros(self.credit.shape, dtype=np.uint8)
+        self.cost = np.zeros((case.ep_size, len(case.sets), self.credit.shape[1]))
+        self._direction = np.zeros_like(self.credit)
+        self._missing = np.zeros(case.num_experts)
+        self._rng = np.random.default_rng(0)
+
+    def guess(self, *, fresh: bool) -> float:
+        """About the bound at the credits and prices; columns and masks become those that it stands on."""
+        self._price()
+        value = float(self.price.sum())
+        for rank in range(self.case.ep_size):
+            value += self._guess_column(rank, fresh=fresh)
+        return value
+
+    def _price(self) -> None:
+        types = self.types
+        price_covers(self.credit, self.cover, self.block_of)
+        cost_masks(types.starts, types.home, types.tokens, self.credit, self.cover, self.cost)
+
+    def _guess_column(self, rank: int, *, fresh: bool) -> float:
+        sets, cost = self.case.sets, self.cost[rank]
+        least = descend_column(sets, cost, self.price, self.columns[rank], self.masks[rank])
+        if not fresh:
+            return least
+        anywhere = (self._rng.permutation(self.case.num_experts) < self.case.slots[rank]).astype(np.uint8)
+        for column in (self.plan[rank].copy(), anywhere):
+            masks = np.zeros(len(sets), dtype=np.uint8)
+            value = descend_column(sets, cost, self.price, column, masks)
+            if value < least:
+                least, self.columns[rank], self.masks[rank] = value, column, masks
+        return least
+
+    def climb(self, step: float) -> None:
+        """Move credits and prices one step up."""
+        types = self.types
+        move_credits(
+            types.set_of_type, types.home, self.masks, self.block_of, self._direction, self.credit, step, _MEMORY
+        )
+        self._missing = _MEMORY * self._missing + (1 - _MEMORY) * (1.0 - self.columns.sum(axis=0))
+        step *= _PRICE_STEP * self.case.num_tokens / self.case.num_experts
+        self.price = np.maximum(self.price + step * self._missing, 0.0)
+
+    def prove(self, work_limit: int) -> float:
+        """The bound at the credits and prices, rounded down to whole units; within about `work_limit` operations."""
+        case, unit = self.case, unit_of(self.case)
+        self.credit = np.floor(self.credit / unit) * unit
+        self.price = np.floor(self.price / unit) * unit
+        self._price()
+        bound, work = float(self.price.sum() / unit), 0
+        for rank in range(case.ep_size):
+            known = round(self._guess_column(rank, fresh=True) / unit)
+            costs = count_masks(case.sets, np.rint(self.cost[rank] / unit).astype(np.int32), case.load)
+            share = 2 * (work_limit - work) // (case.ep_size - rank + 1)
+            found = cheapest_column(
+                costs.exact, costs.share, self.price / unit, int(case.slots[rank]), known - costs.constant, share
+            )
+            bound += min(found.bound + costs.constant, known)
+            work += found.work
+        return bound * unit
+
+
+def unit_of(case: LayerCase) -> float:
+    """The part of a copy that costs are counted in, such that no count of `mask_costs.py` overflows."""
+    unit = _FINEST_UNIT
+    # No cost or credit is above 2 K, and a coefficient of four experts adds 16 of them up.
+    while 32 * case.sets.shape[1] * case.num_tokens / unit >= _LARGEST_COUNT:
+        unit *= 2
+    return unit
+
+
+def can_credit(case: LayerCase) -> bool:
+    """Whether `credit_bound` can say anything: small sets of few experts."""
+    return can_count(case.num_experts, case.sets.shape[1]) and unit_of(case) <= 1 / 16
+
+
+def step_work(case: LayerCase) -> int:
+    """Roughly the operations of one step."""
+    types = np.count_nonzero(case.homes_of_set)
+    return int(types) * _WORK_PER_TYPE + case.ep_size * len(case.sets) * _WORK_PER_SET_AND_RANK
+
+
+def credit_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool]) -> float:
+    """Copies over all tokens that no placement goes below, with replicas; within about `work_limit` operations."""
+    steps = min(int((1 - _PROOF) * work_limit / step_work(case)), _MOST_STEPS)
+    if steps < _FEWEST_STEPS:
+        return 0.0
+    ascent = CreditAscent(case)
+    best, credit, price = -np.inf, ascent.credit, ascent.price
+    for turn in range(steps):
+        is_fresh = turn % _FRESH == 0 or turn == steps - 1
+        value = ascent.guess(fresh=is_fresh)
+        if is_fresh and value > best:
+            best, credit, price = value, ascent.credit.copy(), ascent.price
+        if is_over():
+            return 0.0
+        ascent.climb(_FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (turn / steps))
+    ascent.credit, ascent.price = credit, price
+    return ascent.prove(int(_PROOF * work_limit))
