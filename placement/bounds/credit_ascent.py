@@ -25,7 +25,9 @@ from specmoe.placement.bounds.mask_costs import can_count, count_masks
 from specmoe.placement.bounds.mask_search import cheapest_column
 
 _MOST_STEPS, _FEWEST_STEPS = 400, 8
-_FIRST_STEP, _LAST_STEP = 0.3, 0.005
+# How far a step goes, first and last, in the climb's beginning and in what follows from the best so far.
+_BEGINNING, _LATER = (0.3, 0.005), (0.05, 0.003)
+_STEPS_TO_BEGIN = 60
 _MEMORY = 0.6
 # The step of a price, in tokens per expert, beside that of a credit.
 _PRICE_STEP = 0.7
@@ -57,15 +59,22 @@ class CreditAscent:
         self.cost = np.zeros((case.ep_size, len(case.sets), self.credit.shape[1]))
         self._direction = np.zeros_like(self.credit)
         self._missing = np.zeros(case.num_experts)
+        self._best, self._best_credit, self._best_price = -np.inf, self.credit, self.price
         self._rng = np.random.default_rng(0)
 
-    def guess(self, *, fresh: bool) -> float:
-        """About the bound at the credits and prices; columns and masks become those that it stands on."""
+    def guess(self, *, fresh: bool) -> None:
+        """Find good columns at the credits and prices; where they are sought afresh, the best credits are kept."""
         self._price()
         value = float(self.price.sum())
         for rank in range(self.case.ep_size):
             value += self._guess_column(rank, fresh=fresh)
-        return value
+        if fresh and value > self._best:
+            self._best, self._best_credit, self._best_price = value, self.credit.copy(), self.price
+
+    def go_back(self) -> None:
+        """To the best credits and prices so far, at rest."""
+        self.credit, self.price = self._best_credit.copy(), self._best_price
+        self._direction[:], self._missing[:] = 0.0, 0.0
 
     def _price(self) -> None:
         types = self.types
@@ -140,14 +149,12 @@ def credit_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool]) 
     if steps < _FEWEST_STEPS:
         return 0.0
     ascent = CreditAscent(case)
-    best, credit, price = -np.inf, ascent.credit, ascent.price
-    for turn in range(steps):
-        is_fresh = turn % _FRESH == 0 or turn == steps - 1
-        value = ascent.guess(fresh=is_fresh)
-        if is_fresh and value > best:
-            best, credit, price = value, ascent.credit.copy(), ascent.price
-        if is_over():
-            return 0.0
-        ascent.climb(_FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (turn / steps))
-    ascent.credit, ascent.price = credit, price
+    beginning = min(steps, _STEPS_TO_BEGIN)
+    for (first, last), count in ((_BEGINNING, beginning), (_LATER, steps - beginning)):
+        for turn in range(count):
+            ascent.guess(fresh=turn % _FRESH == 0 or turn == count - 1)
+            if is_over():
+                return 0.0
+            ascent.climb(first * (last / first) ** (turn / count))
+        ascent.go_back()
     return ascent.prove(int(_PROOF * work_limit))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.bounds.companions import companions_bound
+from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.partition import best_choice
@@ -39,7 +40,8 @@ class LayerBound:
 
     is_weak: whether the gap to the one with homes is wide; cost: of the placement below, or of the plan's.
     rank_of_expert: int32 [E], a placement of single
-    copies that costs less than the plan's, where one was found.
+    copies that costs less than the plan's, where one was found; holds: bool [R, E], the same with replicas, which a
+    replica choice has yet to be tried on.
     """
 
     with_homes: float
@@ -47,6 +49,7 @@ class LayerBound:
     is_weak: bool
     cost: float
     rank_of_expert: NDArray[np.int32] | None = None
+    holds: NDArray[np.bool_] | None = None
 
 
 def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
@@ -121,14 +124,18 @@ def ascend_nodes(case: LayerCase, work: int) -> Ascent:
 
 
 def can_settle(case: LayerCase, options: SolveOptions) -> bool:
-    """Whether the best placement is what `settle_layer` looks for: single copies, free of groups, links alike."""
-    return not (case.has_replicas or case.surcharge > 0 or options.group_limited)
+    """Whether the best placement is what `settle_layer` looks for: free of groups, links alike, few replicas."""
+    if case.surcharge > 0 or options.group_limited:
+        return False
+    return not case.has_replicas or can_program(case)
 
 
 def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
     """The best placement for the plan's homes, or as near as the work comes; an infinite bound where there is none."""
     if not can_settle(case, options):
         return bound_layer(case, options, work)
+    if case.has_replicas:
+        return _settle_copies(case, options, work)
     problem = ranks_of(case)
     ascent = ascend(problem, case.rank_of_expert, work)
     # No placement costs more than one copy per pair, so a plan that breaks the cap is no limit.
@@ -145,4 +152,17 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
         is_weak=is_weak(bound, cost),
         cost=cost,
         rank_of_expert=choice.rank_of_expert,
+    )
+
+
+def _settle_copies(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
+    """The same with replicas."""
+    choice = best_copies(case, options, work)
+    if np.isinf(choice.bound):
+        return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)
+    bound = min(max(choice.bound, companions_bound(case)), case.cost)
+    if choice.holds is None and bound < case.cost:
+        bound = min(max(bound, whole(with_replicas(case, options, work))), case.cost)
+    return LayerBound(
+        with_homes=bound, any_homes=0.0, is_weak=is_weak(bound, case.cost), cost=case.cost, holds=choice.holds
     )

@@ -1,5 +1,6 @@
 """One layer as the bounds see it: the profile's tokens, where the plan seats them, and the machine's limits."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,14 +74,20 @@ class LayerCases:
         self.profile = profile
         self.sample = profile.require_sample("a lower bound")
         self.max_imbalance = max_imbalance
-        self._homes = homes_of(plan, self.sample)
+        self.homes = homes_of(plan, self.sample)
+
+    def of(self, plan: PlacementPlan) -> "LayerCases":
+        """The same of another plan with the same tables, and so the same homes."""
+        other = copy(self)
+        other.plan = plan
+        return other
 
     def case(self, layer: int, *, strict: bool = False) -> LayerCase:
         """Row `layer`. A plan that breaks the load cap is compared with all that are as even as itself; if `strict`,
         with those that keep the cap.
         """
         plan, E = self.plan, self.plan.num_logical_experts
-        expert_ids, homes = self.sample.expert_ids[:, layer], self._homes[layer]
+        expert_ids, homes = self.sample.expert_ids[:, layer], self.homes[layer]
         merged = expert_sets(expert_ids, E)
         pair = merged.set_of_token.astype(np.int64) * plan.ep_size + homes
         homes_of_set = np.bincount(pair, minlength=len(merged.sets) * plan.ep_size).reshape(-1, plan.ep_size)

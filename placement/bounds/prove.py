@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from specmoe.placement.bounds.layer_bound import LayerBound, bound_layer, settle_layer
 from specmoe.placement.bounds.layer_case import LayerCases
+from specmoe.placement.bounds.take_copies import take_copies
 from specmoe.placement.metrics import measure_plan
 from specmoe.placement.objective import objective_of
 from specmoe.placement.options import SolveOptions
@@ -22,8 +23,9 @@ from specmoe.profiler.routing_profile import RoutingProfile
 BOUND_COVERS = "all placements for this plan's homes, with its slots and load cap"
 # Operations that one core does in a second.
 _WORK_PER_SECOND = 5e8
-# An exact search may take so many seconds of work at each of its steps in a layer.
-_EXACT_SECONDS = 5.0
+# An exact search may take so many seconds of work at each of its steps in a layer; a program with replicas more where
+# the method is the program.
+_EXACT_SECONDS, _PROGRAM_SECONDS = 5.0, 60.0
 
 
 def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *, exact: bool = False) -> PlacementPlan:
@@ -40,7 +42,9 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
 
     def prove_layer(layer: int) -> LayerBound:
         if exact and not options.is_over:
-            settled = settle_layer(cases.case(layer, strict=True), options, int(_EXACT_SECONDS * _WORK_PER_SECOND))
+            case = cases.case(layer, strict=True)
+            seconds = _PROGRAM_SECONDS if case.has_replicas and plan.method == "ilp" else _EXACT_SECONDS
+            settled = settle_layer(case, options, int(seconds * _WORK_PER_SECOND))
             if settled.with_homes < np.inf:
                 return settled
         return bound_layer(cases.case(layer), options, 0 if options.is_over else work)
@@ -54,21 +58,35 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
             options.report("bounds", len(bounds), plan.num_layers, cost, max(gap, 0.0))
     found = {layer: bound.rank_of_expert for layer, bound in enumerate(bounds) if bound.rank_of_expert is not None}
     better = _with_placements(plan, found, profile) if found else plan
+    better = _with_copies(better, cases, bounds, options)
     return better if options.bound_seconds == 0 else _noted(better, profile, bounds)
 
 
 def _with_placements(
     plan: PlacementPlan, found: dict[int, NDArray[np.int32]], profile: RoutingProfile
 ) -> PlacementPlan:
-    """The plan with other placements of single copies in some layers, and the same tables; found: int32 [E] each.
-
-    What is expected on other requests falls in step with the objective.
-    """
+    """The plan with other placements of single copies in some layers, and the same tables; found: int32 [E] each."""
     physical, dispatch = plan.physical_to_logical.copy(), plan.dispatch_slot.copy()
     for layer, rank_of_expert in found.items():
         physical[layer] = np.argsort(rank_of_expert, kind="stable")
         dispatch[layer] = np.argsort(physical[layer], kind="stable")[None, :]
-    better = measured(replace(plan, physical_to_logical=physical, dispatch_slot=dispatch), profile)
+    return _remeasured(plan, replace(plan, physical_to_logical=physical, dispatch_slot=dispatch), profile)
+
+
+def _with_copies(
+    plan: PlacementPlan, cases: LayerCases, bounds: list[LayerBound], options: SolveOptions
+) -> PlacementPlan:
+    """The plan with the better placements with replicas that its replica choice makes something of."""
+    better = plan
+    for layer, bound in enumerate(bounds):
+        if bound.holds is not None:
+            better = take_copies(better, cases.of(better), layer, bound.holds, options)
+    return plan if better is plan else _remeasured(plan, better, cases.profile)
+
+
+def _remeasured(plan: PlacementPlan, other: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:
+    """The other plan, measured; what is expected on other requests falls in step with the objective."""
+    better = measured(other, profile)
     expected = plan.predicted.get("held_out_objective")
     if expected is None or not plan.objective or better.objective is None:
         return better

@@ -111,3 +111,10 @@ def test_ilp_proves_that_no_placement_does_better_with_its_homes():
     plan = solve(FIT, 2, method="ilp", attention="tp", max_imbalance=1.3)
     assert plan.gap == pytest.approx(0, abs=1e-3)
     assert plan.objective <= solve(FIT, 2, attention="tp", max_imbalance=1.3).objective + 1e-6
+
+
+def test_ilp_is_refused_where_replicas_of_many_experts_are_asked_for():
+    with pytest.raises(
+        UsageError, match="16 experts in 20 slots give the ranks 17,472 ways to be filled, at most 1,000"
+    ):
+        solve(FIT, 4, method="ilp", extra_slots=1)

@@ -29,7 +29,7 @@ def case_with_replicas(seed, slots, experts, top_k):
     return brute_force.random_case(np.random.default_rng(seed), experts=experts, top_k=top_k, slots=slots, tokens=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(SLOTS), st.integers(1, 4), st.sampled_from([3 * 10**5, PLENTY]))
 def test_no_bound_by_credits_lies_above_the_best_cover_of_the_best_placement(seed, shape, top_k, work):
     case = case_with_replicas(seed, *shape, top_k)
@@ -46,7 +46,7 @@ def test_it_comes_close_to_the_best_placement(seed, top_k):
     assert credit_bound(case, PLENTY, lambda: False) > 0.85 * best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_for_any_credits_no_token_pays_less_than_the_price_of_its_cover_less_what_it_credits(seed, top_k):
     rng = np.random.default_rng(seed)

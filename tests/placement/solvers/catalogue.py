@@ -88,8 +88,8 @@ def counts_only(profile: RoutingProfile) -> RoutingProfile:
     )
 
 
-NO_REPLICAS = {"ilp": "one copy of each expert"}
 NO_SAMPLE = {"cluster": "counts alone"}
+NO_SAMPLE_TO_PROVE = {**NO_SAMPLE, "ilp": "counts alone"}
 NO_GROUPS = {"cluster": "groups", "ilp": "groups", "eplb": "groups", "round_robin": "groups"}
 SLOW_LINKS: dict[str, Any] = {"intra_node_gb_per_s": 400.0, "inter_node_gb_per_s": 50.0}
 HOT, UNUSED = np.where(np.arange(8) == 3, 5.0, 0.0), np.where(np.arange(8) == 5, -99.0, 0.0)
@@ -101,9 +101,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "unused expert": Problem(profile=topical(scale=UNUSED), machine=Topology.single_node(4)),
     "one rank": Problem(profile=topical(), machine=Topology.single_node(1)),
     "a rank per expert": Problem(profile=topical(), machine=Topology.single_node(8), max_imbalance=2.0),
-    "experts left over": Problem(
-        profile=topical(experts=7), machine=Topology.single_node(3), refused=NO_REPLICAS, max_imbalance=1.6
-    ),
+    "experts left over": Problem(profile=topical(experts=7), machine=Topology.single_node(3), max_imbalance=1.6),
     "every expert used": Problem(profile=topical(top_k=8, tokens=48), machine=Topology.single_node(4)),
     "one expert a token": Problem(profile=topical(top_k=1), machine=Topology.single_node(2)),
     "one layer": Problem(profile=topical(layers=1), machine=Topology.single_node(2)),
@@ -115,17 +113,14 @@ PROBLEMS: Mapping[str, Problem] = {
         profile=counts_only(topical()),
         machine=Topology.single_node(2),
         options={"extra_slots": 1},
-        refused={**NO_SAMPLE, **NO_REPLICAS},
+        refused=NO_SAMPLE_TO_PROVE,
     ),
-    "replicas": Problem(
-        profile=topical(), machine=Topology.single_node(4), options={"extra_slots": 1}, refused=NO_REPLICAS
-    ),
+    "replicas": Problem(profile=topical(), machine=Topology.single_node(4), options={"extra_slots": 1}),
     "two nodes with slow links": Problem(profile=topical(), machine=Topology(ranks_per_node=(2, 2), **SLOW_LINKS)),
     "replicas on uneven nodes": Problem(
         profile=topical(),
         machine=Topology(ranks_per_node=(1, 3), **SLOW_LINKS),
         options={"extra_slots": 1},
-        refused=NO_REPLICAS,
     ),
     "uneven slots": Problem(
         profile=topical(), machine=Topology(ranks_per_node=(3,), slots=(4, 3, 1)), max_imbalance=1.8
@@ -133,7 +128,6 @@ PROBLEMS: Mapping[str, Problem] = {
     "unequal speeds": Problem(
         profile=topical(),
         machine=Topology(ranks_per_node=(3,), relative_speed=(1.0, 1.0, 0.4), slots=(4, 4, 2)),
-        refused=NO_REPLICAS,
     ),
     "expert groups": Problem(
         profile=topical(),

@@ -117,10 +117,16 @@ def test_clusters_alone_save_half_of_what_travels(attention: str) -> None:
     assert cost_without_cap("clustered", "cluster", {"attention": attention, "replica_choice": None}) < 0.45
 
 
+@pytest.mark.parametrize("name", ["replicas", "experts left over"])
+@pytest.mark.parametrize(("attention", "method"), [("dp", "ilp"), ("tp", "ilp"), ("tp", "auto")])
+def test_replicas_of_few_experts_are_placed_without_a_gap(attention: str, method: str, name: str) -> None:
+    plan = solved(name, method, attention, None)
+    assert plan.gap == pytest.approx(0.0, abs=1e-9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("attention", ["dp", "tp"])
 def test_the_same_seed_gives_the_same_plan_byte_for_byte(attention: str, method: str) -> None:
-    name = "clustered" if method == "ilp" else "replicas"
-    first = solved(name, method, attention, None)
+    first = solved("replicas", method, attention, None)
     solved.cache_clear()
-    assert solved(name, method, attention, None).digest == first.digest
+    assert solved("replicas", method, attention, None).digest == first.digest
