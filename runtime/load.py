@@ -7,7 +7,7 @@ import torch
 
 from specmoe.checkpoint import CONFIG_FILE
 from specmoe.device import usable_device
-from specmoe.errors import UsageError
+from specmoe.errors import CheckpointError, UsageError
 from specmoe.runtime.build_model import build_model
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.compiled_files import CompiledFiles
@@ -53,8 +53,10 @@ def load(
         raise UsageError(f"decode is {decode!r}, a StaticDecode or None (counts are exchanged first) was expected")
     start_default_group()
     with failing_together():
+        # First of all: the processes' next meeting sends from the current device, where the group is NCCL's alone.
+        own_device = _made_current(_own_device(device))
         files = CompiledFiles.open(Path(out))
-        model = _load_own_part(files, device, dtype, capacity, decode, verify_hashes)
+        model = _load_own_part(files, own_device, dtype, capacity, decode, verify_hashes)
     runtime = runtime_of(model)
     require_equal(
         {
@@ -71,23 +73,32 @@ def load(
 
 def _load_own_part(
     files: CompiledFiles,
-    device: torch.device | str | None,
+    device: torch.device,
     dtype: torch.dtype | str | None,
     capacity: CapacityPolicy | None,
     decode: StaticDecode | None,
     verify_hashes: bool,
 ) -> "PreTrainedModel":
-    chosen_device = _own_device(device)
     chosen_dtype = None if dtype is None else _checked_dtype(dtype)
-    workers = Workers.of_default_group(files.plan.ep_size, chosen_device)
-    if workers.device.type == "cuda":
-        # Kernels run on the current device, and collectives of objects send from it.
-        torch.cuda.set_device(workers.device)
+    workers = Workers.of_default_group(files.plan.ep_size, device)
     # First what is small: the rest of a checkpoint that cannot be run need not be read.
     files.check([CONFIG_FILE], hashes=verify_hashes)
     require_known_quantization(files.quantization, str(files.folder))
     files.check(files.names_for(workers.own_ranks), hashes=verify_hashes)
-    return build_model(files, workers, chosen_dtype, capacity, decode)
+    try:
+        return build_model(files, workers, chosen_dtype, capacity, decode)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{files.folder}: the weights of {len(workers.own_ranks)} of {workers.ep_size} ranks do not fit on {device}"
+            f" ({str(error).partition('. ')[0]}); start more processes, or load it in a smaller type"
+        ) from error
+
+
+def _made_current(device: torch.device) -> torch.device:
+    """The device, on which kernels run from now on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _own_device(device: torch.device | str | None) -> torch.device:

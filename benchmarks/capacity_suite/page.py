@@ -53,20 +53,26 @@ def _same_load(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
     plans = list(dict.fromkeys(outcome.plan for outcome in outcomes))
     columns = [(plan, division) for plan in plans for division in DIVISIONS]
     yield f"\n## Dropped pairs for the same heaviest load, `{attention}`\n"
-    yield "By interpolation between the factors below; empty where no factor reaches the load. In brackets the pairs"
+    yield "By interpolation between the factors below; empty where no factor is as tight. In brackets the pairs"
     yield "rerouted. The last columns are dropped pairs over linear's, both under division `plan`, the default.\n"
     names = [f"{plan}, {division}" for plan, division in columns] + [f"{plan} / linear" for plan in plans[1:]]
     yield f"| level | overflow | heaviest load | {' | '.join(names)} |"
     yield "|---" * (3 + len(names)) + "|"
+    halved: list[str] = []
     for level, overflow, load in product(LEVELS, OVERFLOWS, SAME_LOADS):
         at = {column: _at_load(load, level, overflow, *column, outcomes) for column in columns}
         shown = [_share(at[column], overflow) for column in columns]
         linear = at[plans[0], "plan"]
         ratios = [_ratio(at[plan, "plan"], linear) for plan in plans[1:]]
+        if overflow == "reroute":
+            halved += [f"{plan}, {level}, {load}" for plan in plans[1:] if _is_halved(at[plan, "plan"], linear)]
         yield f"| {level} | {overflow} | {load} | {' | '.join([*shown, *ratios])} |"
+    cases = len(plans[1:]) * len(LEVELS) * len(SAME_LOADS)
+    named = "; ".join(halved) or "none"
+    yield f"\nRerouting drops at most half of linear's pairs in {len(halved)} of {cases} cases: {named}."
     free = [outcome for outcome in outcomes if outcome.factor is None]
     loads = ", ".join(f"{outcome.plan} {outcome.heaviest_load:.3f} ({outcome.excess:.2%})" for outcome in free)
-    yield f"\nWithout a bound the heaviest load is: {loads}."
+    yield f"Without a bound the heaviest load is: {loads}."
     yield "In brackets the pairs above the mean load: what even a bound that knew all ranks' tokens would have to drop,"
     yield "or reroute, for a heaviest load of 1."
 
@@ -74,12 +80,13 @@ def _same_load(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _at_load(
     load: float, level: str, overflow: str, plan: str, division: str, outcomes: Sequence[Outcome]
 ) -> tuple[float, float] | None:
-    """The shares of dropped and rerouted pairs where the heaviest load is `load`; with no bound nothing is dropped."""
+    """The shares of dropped and rerouted pairs where the heaviest load is `load`; nothing is dropped above the load that
+    the plan has without a bound."""
     bound = level, overflow, division
     curve = [o for o in outcomes if o.plan == plan and (o.factor is None or (o.level, o.overflow, o.division) == bound)]
     points = sorted((outcome.heaviest_load, outcome.dropped, outcome.rerouted) for outcome in curve)
     loads, dropped, rerouted = zip(*points, strict=True)
-    if not loads[0] <= load <= loads[-1]:
+    if load < loads[0]:
         return None
     return float(np.interp(load, loads, dropped)), float(np.interp(load, loads, rerouted))
 
@@ -92,6 +99,10 @@ def _share(found: tuple[float, float] | None, overflow: str) -> str:
 
 def _ratio(found: tuple[float, float] | None, linear: tuple[float, float] | None) -> str:
     return f"{found[0] / linear[0]:.2f}" if found and linear and linear[0] > 0 else ""
+
+
+def _is_halved(found: tuple[float, float] | None, linear: tuple[float, float] | None) -> bool:
+    return found is not None and linear is not None and found[0] <= linear[0] / 2
 
 
 def _every_bound(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -350,6 +350,26 @@ def test_cuda_without_a_number_is_the_gpu_of_the_process(monkeypatch, device, ch
     assert load_module._own_device(device) == torch.device(chosen)
 
 
+def test_a_gpu_without_room_for_the_weights_is_told_in_one_sentence(monkeypatch, compiled_model):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(load_module, "build_model", full)
+    expected = r"the weights of 4 of 4 ranks do not fit on cpu \(CUDA out of memory\); start more processes"
+    with pytest.raises(CheckpointError, match=expected):
+        specmoe.load(compiled_model("olmoe").compiled["static"])
+
+
+def test_the_processs_gpu_is_current_before_the_processes_meet(monkeypatch, copied):
+    made_current = []
+    monkeypatch.setattr(load_module, "_own_device", lambda _device: torch.device("cuda:3"))
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    (copied / "specmoe.json").unlink()
+    with pytest.raises(ArtifactError, match="not a compiled checkpoint"):
+        specmoe.load(copied)
+    assert made_current == [torch.device("cuda:3")]
+
+
 def test_a_type_may_be_given_by_name(compiled_model):
     assert specmoe.load(compiled_model("olmoe").compiled["static"], dtype="bfloat16").dtype == torch.bfloat16
 
