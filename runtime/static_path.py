@@ -50,8 +50,8 @@ class StaticPath:
 
         All processes enter it together, for steps of requests that have begun. Yields a flag on the device (bool, no
         dimensions): where it is true after a step, that step's output is wrong on every process, and all repeat it
-        outside, which also tells who is out of step. On CUDA in bfloat16 alone: products of other types are sized on
-        the host.
+        outside, which also tells who is out of step. It stays true until it is zeroed, as before the replay of a
+        captured step. On CUDA in bfloat16 alone: products of other types are sized on the host.
         """
         self._overflowed.zero_()
         self._is_deferred = True

@@ -80,8 +80,7 @@ def _same_load(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _at_load(
     load: float, level: str, overflow: str, plan: str, division: str, outcomes: Sequence[Outcome]
 ) -> tuple[float, float] | None:
-    """The shares of dropped and rerouted pairs where the heaviest load is `load`; nothing is dropped above the load that
-    the plan has without a bound."""
+    """The shares of dropped and rerouted pairs at a heaviest load; none above the one that the plan has by itself."""
     bound = level, overflow, division
     curve = [o for o in outcomes if o.plan == plan and (o.factor is None or (o.level, o.overflow, o.division) == bound)]
     points = sorted((outcome.heaviest_load, outcome.dropped, outcome.rerouted) for outcome in curve)
