@@ -27,8 +27,8 @@ bound as a whole is the same. Old plans, and those from counts alone, are bounde
 
 What remains is chance: a source knows its own tokens alone, so it must drop what exceeds its part even where another
 source leaves its own unused. Under `dp` all tokens of a request sit on one rank and want much the same experts, so what
-a source asks for swings from batch to batch, more under an optimized plan than under linear; under `tp` every source has
-tokens of all requests, and swings less. A bound of 1 on the heaviest load allows for no swing at all.
+a source asks for swings from batch to batch, more under an optimized plan than under linear; under `tp` every source
+has tokens of all requests, and swings less. A bound of 1 on the heaviest load allows for no swing at all.
 
 Heaviest load: the pairs of the busiest rank over the mean of what the router chose, averaged over batches and layers;
 what a step waits for. Dropped and rerouted: shares of all pairs. Perplexity is on held-out text.
