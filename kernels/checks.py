@@ -1,11 +1,29 @@
 """Check a kernel's tensor arguments on the host, without waiting for the device."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 from specmoe.errors import UsageError
+
+_device_values_checked: ContextVar[bool] = ContextVar("device_values_checked", default=sys.flags.dev_mode)
+
+
+@contextmanager
+def checking_device_values() -> Iterator[None]:
+    """Inside it, values of tensors on a GPU are checked too, as they are all the time with `python -X dev`.
+
+    The device looks at them in its turn and is not waited for; what is out of range makes the next call that waits
+    for it, and all later ones, raise CUDA's "device-side assert", with the argument's name on stderr.
+    """
+    token = _device_values_checked.set(True)
+    try:
+        yield
+    finally:
+        _device_values_checked.reset(token)
 
 
 def check_argument(
@@ -25,19 +43,25 @@ def check_argument(
         raise UsageError(f"{name} is not contiguous; pass {name}.contiguous()")
 
 
-def check_values(name: str, tensor: torch.Tensor, low: int, high: int) -> None:
-    """Raise `UsageError` unless `low <= value < high` everywhere, on the CPU, where looking costs no wait.
+def check_values(name: str, tensor: torch.Tensor, low: int, high: int, *, or_none: bool = False) -> None:
+    """Raise `UsageError` unless `low <= value < high` everywhere, on the CPU, where looking costs no wait; with
+    `or_none` -1 is fine too.
 
-    On a GPU the kernels leave out what is out of range; in Python's development mode (`python -X dev`) the device
-    checks too, and fails with `name` without having been waited for.
+    On a GPU the kernels leave out what is out of range, unless `checking_device_values`.
     """
     if tensor.numel() == 0:
         return
+    expected = f"{low} <= value < {high}{' or -1' if or_none else ''}"
     if tensor.device.type != "cpu":
-        if sys.flags.dev_mode:
-            message = f"{name} has values outside {low} <= value < {high}"
-            torch._assert_async(((tensor >= low) & (tensor < high)).all(), message)
+        # Compiled code is not checked: a check would be part of it for good.
+        if not torch.compiler.is_compiling() and _device_values_checked.get():
+            fits = (tensor >= low) & (tensor < high)
+            fits = fits | (tensor == -1) if or_none else fits
+            torch._assert_async(fits.all(), f"{name} has values outside {expected}")
         return
-    smallest, largest = torch.aminmax(tensor)
+    values = tensor[tensor != -1] if or_none else tensor
+    if values.numel() == 0:
+        return
+    smallest, largest = torch.aminmax(values)
     if smallest < low or largest >= high:
-        raise UsageError(f"{name} has values from {smallest} to {largest}, {low} <= value < {high} was expected")
+        raise UsageError(f"{name} has values from {smallest} to {largest}, {expected} was expected")

@@ -11,6 +11,7 @@ from specmoe.kernels.routing_tables import RoutingTables
 MAX_EXPERTS = 1024
 MAX_TOP_K = 32
 MAX_RANKS = 256
+MAX_TOKENS = 1 << 20
 
 
 def assign(
@@ -28,15 +29,8 @@ def assign(
     `(rank - home) mod R`.
     """
     device, E, R = tables.device, tables.num_logical_experts, tables.ep_size
-    top_k = top_k_index.shape[-1]
-    if E > MAX_EXPERTS or R > MAX_RANKS or top_k > MAX_TOP_K:
-        raise UsageError(
-            f"{E} experts, top-{top_k} and {R} ranks were given; at most {MAX_EXPERTS}, top-{MAX_TOP_K} and "
-            f"{MAX_RANKS} are supported"
-        )
     check_argument("top_k_index", top_k_index, (torch.int64, torch.int32), (-1, -1), device)
-    check_argument("top_k_weights", top_k_weights, _FLOATS, top_k_index.shape, device)
-    check_argument("home_rank", home_rank, (torch.int32,), top_k_index.shape[:1], device)
+    _check_others(top_k_index, top_k_weights, "top_k_weights", home_rank, tables)
     check_values("top_k_index", top_k_index, 0, E)
     check_values("home_rank", home_rank, 0, R)
     if device.type == "cuda":
@@ -51,12 +45,12 @@ def assign_slots(
 ) -> Assignment:
     """The rows for pairs whose slots are chosen already, such as those that a capacity leaves.
 
-    pair_slot: int32 [T, K], -1 for a dropped pair. weights: floating [T, K]. home_rank: int32 [T].
+    pair_slot: int32 [T, K], -1 for a dropped pair. weights: floating [T, K]. home_rank: int32 [T]. Raises `UsageError`
+    as `assign` does.
     """
     check_argument("pair_slot", pair_slot, (torch.int32,), (-1, -1), tables.device)
-    check_argument("weights", weights, _FLOATS, pair_slot.shape, tables.device)
-    check_argument("home_rank", home_rank, (torch.int32,), pair_slot.shape[:1], tables.device)
-    check_values("pair_slot", pair_slot, -1, tables.num_physical_experts)
+    _check_others(pair_slot, weights, "weights", home_rank, tables)
+    check_values("pair_slot", pair_slot, 0, tables.num_physical_experts, or_none=True)
     if tables.device.type == "cuda":
         from specmoe.kernels.assign.fused import assign_fused
 
@@ -71,15 +65,30 @@ def group_by_slot(row_slots: torch.Tensor, first_slot: int, num_slots: int, alig
     `first_slot : first_slot + num_slots`, the slots held here. alignment: every slot begins at a multiple of it, as
     grouped matrix products ask for; the places in between hold nothing. Deterministic; nothing waits for the device.
     """
-    if alignment < 1:
-        raise UsageError(f"alignment is {alignment}, at least 1 was expected")
+    for name, value, least in (("alignment", alignment, 1), ("first_slot", first_slot, 0), ("num_slots", num_slots, 0)):
+        if value < least:
+            raise UsageError(f"{name} is {value}, at least {least} was expected")
     check_argument("row_slots", row_slots, (torch.int32,), (-1, -1), row_slots.device)
-    check_values("row_slots", row_slots, -1, first_slot + num_slots)
+    check_values("row_slots", row_slots, first_slot, first_slot + num_slots, or_none=True)
     if row_slots.is_cuda:
         from specmoe.kernels.assign.group_fused import group_by_slot_fused
 
         return group_by_slot_fused(row_slots, first_slot, num_slots, alignment)
     return group_by_slot_reference(row_slots, first_slot, num_slots, alignment)
+
+
+def _check_others(
+    chosen: torch.Tensor, weights: torch.Tensor, name: str, home_rank: torch.Tensor, tables: RoutingTables
+) -> None:
+    """That the sizes are supported, and that the arguments fit `chosen`, [T, K]."""
+    (T, K), E, R = chosen.shape, tables.num_logical_experts, tables.ep_size
+    if E > MAX_EXPERTS or R > MAX_RANKS or T > MAX_TOKENS or not 1 <= K <= MAX_TOP_K:
+        raise UsageError(
+            f"{T} tokens, {E} experts, top-{K} and {R} ranks were given; up to {MAX_TOKENS} tokens, {MAX_EXPERTS} "
+            f"experts, top-1 to top-{MAX_TOP_K} and {MAX_RANKS} ranks are supported"
+        )
+    check_argument(name, weights, _FLOATS, chosen.shape, tables.device)
+    check_argument("home_rank", home_rank, (torch.int32,), (T,), tables.device)
 
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

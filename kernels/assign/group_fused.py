@@ -1,25 +1,36 @@
 """Group pairs by slot in Triton: a stable counting sort, one launch for a decode step, three for more.
 
 Each program counts its stretch of the pairs by slot; sums over the programs before it say where its pairs of a slot
-begin; within its stretch it goes on in order. The atomic additions only count, so no result depends on their order.
+begin; within its stretch it goes on in order, tile by tile. In a decode step every program counts all pairs by itself,
+which is sooner done than a second launch. Counts are kept in registers; there is no atomic operation on memory.
+
+Shape suffixes: S slots that a program deals with, N pairs of a tile.
 """
 
 import torch
 
 from specmoe.kernels.assign.assignment import SlotGroups
+from specmoe.kernels.assign.place import count_pairs, offsets_of, place_pairs
 from specmoe.kernels.launch.compiler import ceil_div, kernel, power_of_two, tl
 from specmoe.kernels.launch.device import device_of
+from specmoe.kernels.launch.operator import operator
 
-ONE_LAUNCH_PAIRS = 2048
+# Up to so many pairs, and slots in one program's registers, every program counts them all.
+ONE_LAUNCH_PAIRS = 4096
 # Pairs that a program ranks among each other at once, each with each.
-TILE_PAIRS = 64
-TILE_SLOTS = 256
+TILE_PAIRS = 128
+# Slots that a program deals with; for more there are more programs. A histogram has no fewer places than a warp.
+MAX_SLOTS = 1024
+MIN_SLOTS = 32
+# Pairs that a program counts at once.
+PAIRS_AT_ONCE = 1024
 PROGRAM_PAIRS = 1024
 MAX_PROGRAMS = 1024
 # The programs' counts together, one for each program and slot.
 MAX_COUNTS = 1 << 22
-# So many of them a program sums at once.
-COUNTS_AT_ONCE = 4096
+# What sums them takes: a memory sector's slots, and so many programs at once.
+SUM_SLOTS = 8
+SUM_PROGRAMS = 512
 
 
 def group_by_slot_fused(row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int) -> SlotGroups:
@@ -28,169 +39,117 @@ def group_by_slot_fused(row_slots: torch.Tensor, first_slot: int, num_slots: int
     return SlotGroups(positions=positions, slot_offsets=slot_offsets, slot_counts=slot_counts)
 
 
-@torch.library.custom_op("specmoe::group_by_slot", mutates_args=())
+def _new_outputs(
+    row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(row_slots), row_slots.new_empty(num_slots + 1), row_slots.new_empty(num_slots)
+
+
+@operator("group_by_slot", _new_outputs)
 def group_by_slot_op(
     row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The fields of `SlotGroups`: positions, slot_offsets, slot_counts."""
-    outputs = _new_outputs(row_slots, num_slots)
+    outputs = _new_outputs(row_slots, first_slot, num_slots, alignment)
     num_pairs = row_slots.numel()
-    programs = _num_programs(num_pairs, num_slots)
-    tiles_each = ceil_div(num_pairs, programs * TILE_PAIRS)
-    counts = row_slots.new_empty((programs, num_slots))
-    sizes = (num_pairs, tiles_each * TILE_PAIRS, first_slot, num_slots)
-    tile = {"PAIRS": TILE_PAIRS, "SLOTS": min(TILE_SLOTS, power_of_two(num_slots))}
+    if num_slots == 0:
+        outputs[0].fill_(-1)
+        outputs[1].zero_()
+        return outputs
+    slots = max(min(power_of_two(num_slots), MAX_SLOTS), MIN_SLOTS)
+    chunks = ceil_div(num_slots, slots)
     with device_of(row_slots):
-        if programs == 1:
-            _group_in_one[(1,)](row_slots, counts, *outputs, *sizes, alignment, **tile)
+        if num_pairs <= ONE_LAUNCH_PAIRS and chunks == 1:
+            _group_in_one[(max(ceil_div(num_pairs, TILE_PAIRS), 1),)](
+                row_slots, *outputs, num_pairs, first_slot, num_slots, alignment, N=TILE_PAIRS, S=slots,
+                AT_ONCE=PAIRS_AT_ONCE,
+            )  # fmt: skip
             return outputs
-        _count_slots[(programs,)](row_slots, counts, *sizes, **tile)
-        _sum_programs[(ceil_div(num_slots, tile["SLOTS"]),)](
-            counts,
-            outputs[2],
-            programs,
-            num_slots,
-            SLOTS=tile["SLOTS"],
-            AT_ONCE=max(COUNTS_AT_ONCE // tile["SLOTS"], 1),
+        programs = max(min(ceil_div(num_pairs, PROGRAM_PAIRS), MAX_PROGRAMS, MAX_COUNTS // num_slots), 1)
+        pairs_each = TILE_PAIRS * ceil_div(num_pairs, programs * TILE_PAIRS)
+        counts = row_slots.new_empty((programs, num_slots))
+        sizes = (num_pairs, pairs_each, first_slot, num_slots)
+        _count_slots[(programs, chunks)](row_slots, counts, *sizes, S=slots, AT_ONCE=PAIRS_AT_ONCE)
+        _sum_programs[(ceil_div(num_slots, SUM_SLOTS),)](
+            counts, outputs[2], programs, num_slots, S=SUM_SLOTS, AT_ONCE=SUM_PROGRAMS
         )
-        _place[(programs,)](row_slots, counts, *outputs, *sizes, alignment, **tile)
+        _place[(programs, chunks)](row_slots, counts, *outputs, *sizes, alignment, N=TILE_PAIRS, S=slots)
     return outputs
-
-
-@group_by_slot_op.register_fake
-def _(
-    row_slots: torch.Tensor, first_slot: int, num_slots: int, alignment: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _new_outputs(row_slots, num_slots)
-
-
-def _new_outputs(row_slots: torch.Tensor, num_slots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(row_slots), row_slots.new_empty(num_slots + 1), row_slots.new_empty(num_slots)
-
-
-def _num_programs(num_pairs: int, num_slots: int) -> int:
-    if num_pairs <= ONE_LAUNCH_PAIRS or num_slots == 0:
-        return 1
-    return max(min(ceil_div(num_pairs, PROGRAM_PAIRS), MAX_PROGRAMS, MAX_COUNTS // num_slots), 1)
 
 
 @kernel
 def _group_in_one(
-    row_slots: tl.tensor, counts: tl.tensor, positions: tl.tensor, slot_offsets: tl.tensor, slot_counts: tl.tensor,
-    num_pairs: tl.tensor, pairs_each: tl.tensor, first_slot: tl.tensor, num_slots: tl.tensor, alignment: tl.tensor,
-    PAIRS: tl.constexpr, SLOTS: tl.constexpr,
+    row_slots: tl.tensor, positions: tl.tensor, slot_offsets: tl.tensor, slot_counts: tl.tensor, num_pairs: tl.tensor,
+    first_slot: tl.tensor, num_slots: tl.tensor, alignment: tl.tensor, N: tl.constexpr, S: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
-    _count_pairs(row_slots, counts, 0, num_pairs, first_slot, num_slots, PAIRS, SLOTS)
-    for start in range(0, num_slots, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
-        count = tl.load(counts + slot, mask=slot < num_slots, other=0)
-        tl.store(slot_counts + slot, count, mask=slot < num_slots)
-        tl.store(counts + slot, tl.zeros([SLOTS], dtype=tl.int32), mask=slot < num_slots)
-    tl.debug_barrier()
-    _add_offsets(counts, slot_offsets, slot_counts, num_slots, alignment, True, SLOTS)
-    _place_pairs(row_slots, counts, positions, 0, num_pairs, first_slot, num_slots, PAIRS)
+    first = tl.program_id(0) * N
+    earlier_S = count_pairs(row_slots, 0, tl.minimum(first, num_pairs), first_slot, num_slots, S, AT_ONCE)
+    count_S = earlier_S + count_pairs(row_slots, first, num_pairs, first_slot, num_slots, S, AT_ONCE)
+    slot_S = tl.arange(0, S)
+    offset_S = offsets_of(count_S, alignment)
+    if tl.program_id(0) == 0:
+        tl.store(slot_counts + slot_S, count_S, mask=slot_S < num_slots)
+        # The places past the last slot hold nothing, so the first of them begins where all ends.
+        tl.store(slot_offsets + slot_S, offset_S, mask=slot_S <= num_slots)
+        if num_slots == S:
+            tl.store(slot_offsets + S, tl.sum((count_S + alignment - 1) // alignment * alignment, axis=0))
+    end = tl.minimum(first + N, num_pairs)
+    place_pairs(row_slots, positions, offset_S + earlier_S, first, end, first_slot, 0, num_slots, N, S)
 
 
 @kernel
 def _count_slots(
     row_slots: tl.tensor, counts: tl.tensor, num_pairs: tl.tensor, pairs_each: tl.tensor, first_slot: tl.tensor,
-    num_slots: tl.tensor, PAIRS: tl.constexpr, SLOTS: tl.constexpr,
+    num_slots: tl.tensor, S: tl.constexpr, AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * pairs_each
-    own = counts + tl.program_id(0).to(tl.int64) * num_slots
     end = tl.minimum(first + pairs_each, num_pairs)
-    _count_pairs(row_slots, own, first, end, first_slot, num_slots, PAIRS, SLOTS)
+    chunk = tl.program_id(1) * S
+    count_S = count_pairs(row_slots, first, end, first_slot + chunk, num_slots - chunk, S, AT_ONCE)
+    slot_S = chunk + tl.arange(0, S)
+    tl.store(counts + tl.program_id(0).to(tl.int64) * num_slots + slot_S, count_S, mask=slot_S < num_slots)
 
 
 @kernel
 def _sum_programs(
-    counts: tl.tensor, slot_counts: tl.tensor, programs: tl.tensor, num_slots: tl.tensor, SLOTS: tl.constexpr,
+    counts: tl.tensor, slot_counts: tl.tensor, programs: tl.tensor, num_slots: tl.tensor, S: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
     """Replace each program's counts by the sums over the programs before it; write the sums over all."""
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    total = tl.zeros([SLOTS], dtype=tl.int32)
+    slot_S = tl.program_id(0) * S + tl.arange(0, S)
+    total_S = tl.zeros([S], dtype=tl.int32)
     for start in range(0, programs, AT_ONCE):
         program = start + tl.arange(0, AT_ONCE)
-        entry = counts + program.to(tl.int64)[:, None] * num_slots + slot[None, :]
-        inside = (program < programs)[:, None] & (slot < num_slots)[None, :]
+        entry = counts + program.to(tl.int64)[:, None] * num_slots + slot_S[None, :]
+        inside = (program < programs)[:, None] & (slot_S < num_slots)[None, :]
         count = tl.load(entry, mask=inside, other=0)
-        tl.store(entry, total[None, :] + tl.cumsum(count, axis=0) - count, mask=inside)
-        total += tl.sum(count, axis=0)
-    tl.store(slot_counts + slot, total, mask=slot < num_slots)
+        tl.store(entry, total_S[None, :] + tl.cumsum(count, axis=0) - count, mask=inside)
+        total_S += tl.sum(count, axis=0)
+    tl.store(slot_counts + slot_S, total_S, mask=slot_S < num_slots)
 
 
 @kernel
 def _place(
     row_slots: tl.tensor, counts: tl.tensor, positions: tl.tensor, slot_offsets: tl.tensor, slot_counts: tl.tensor,
     num_pairs: tl.tensor, pairs_each: tl.tensor, first_slot: tl.tensor, num_slots: tl.tensor, alignment: tl.tensor,
-    PAIRS: tl.constexpr, SLOTS: tl.constexpr,
+    N: tl.constexpr, S: tl.constexpr,
 ) -> None:  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * pairs_each
-    own = counts + tl.program_id(0).to(tl.int64) * num_slots
-    _add_offsets(own, slot_offsets, slot_counts, num_slots, alignment, tl.program_id(0) == 0, SLOTS)
     end = tl.minimum(first + pairs_each, num_pairs)
-    _place_pairs(row_slots, own, positions, first, end, first_slot, num_slots, PAIRS)
-
-
-@kernel
-def _count_pairs(
-    row_slots: tl.tensor, counts: tl.tensor, first: tl.tensor, end: tl.tensor, first_slot: tl.tensor,
-    num_slots: tl.tensor, PAIRS: tl.constexpr, SLOTS: tl.constexpr,
-) -> None:  # fmt: skip
-    """counts[s]: how many of the pairs `first : end` are for slot s."""
-    for start in range(0, num_slots, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
-        tl.store(counts + slot, tl.zeros([SLOTS], dtype=tl.int32), mask=slot < num_slots)
-    tl.debug_barrier()
-    for start in range(first, end, PAIRS):
-        pair = start + tl.arange(0, PAIRS)
-        slot = tl.load(row_slots + pair, mask=pair < end, other=-1) - first_slot
-        tl.atomic_add(counts + slot, 1, mask=(slot >= 0) & (slot < num_slots), sem="relaxed", scope="cta")
-    tl.debug_barrier()
-
-
-@kernel
-def _add_offsets(
-    counts: tl.tensor, slot_offsets: tl.tensor, slot_counts: tl.tensor, num_slots: tl.tensor, alignment: tl.tensor,
-    writes: tl.tensor, SLOTS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Add where each slot begins to `counts`; where `writes`, write it to `slot_offsets` too."""
+    chunk = tl.program_id(1) * S
     begin = 0
-    for start in range(0, num_slots, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
-        inside = slot < num_slots
-        size = (tl.load(slot_counts + slot, mask=inside, other=0) + alignment - 1) // alignment * alignment
-        offset = begin + tl.cumsum(size, axis=0) - size
-        tl.store(counts + slot, tl.load(counts + slot, mask=inside, other=0) + offset, mask=inside)
-        if writes:
-            tl.store(slot_offsets + slot, offset, mask=inside)
-        begin += tl.sum(size, axis=0)
-    if writes:
-        tl.store(slot_offsets + num_slots, begin)
-    tl.debug_barrier()
-
-
-@kernel
-def _place_pairs(
-    row_slots: tl.tensor, next_position: tl.tensor, positions: tl.tensor, first: tl.tensor, end: tl.tensor,
-    first_slot: tl.tensor, num_slots: tl.tensor, PAIRS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Give the pairs `first : end`, in order, the positions from `next_position` of their slot on."""
-    place = tl.arange(0, PAIRS)
-    for start in range(first, end, PAIRS):
-        pair = start + place
-        slot = tl.load(row_slots + pair, mask=pair < end, other=-1) - first_slot
-        held = (slot >= 0) & (slot < num_slots)
-        position = tl.full([PAIRS], -1, tl.int32)
-        # Rows past the last one are empty, and buffers of a fixed size hold many of them.
-        if tl.max(held.to(tl.int32), axis=0) > 0:
-            same = (slot[:, None] == slot[None, :]) & held[None, :]
-            earlier = tl.sum((same & (place[None, :] < place[:, None])).to(tl.int32), axis=1)
-            later = tl.sum((same & (place[None, :] > place[:, None])).to(tl.int32), axis=1)
-            position = tl.where(held, tl.load(next_position + slot, mask=held, other=0) + earlier, -1)
-            # All of the tile has read before the last pair of each slot writes, and all has written before the next.
-            tl.debug_barrier()
-            tl.store(next_position + slot, position + 1, mask=held & (later == 0))
-            tl.debug_barrier()
-        tl.store(positions + pair, position, mask=pair < end)
+    for start in range(0, chunk, S):
+        count_S = tl.load(slot_counts + start + tl.arange(0, S))
+        begin += tl.sum((count_S + alignment - 1) // alignment * alignment, axis=0)
+    slot_S = chunk + tl.arange(0, S)
+    count_S = tl.load(slot_counts + slot_S, mask=slot_S < num_slots, other=0)
+    offset_S = begin + offsets_of(count_S, alignment)
+    if tl.program_id(0) == 0:
+        tl.store(slot_offsets + slot_S, offset_S, mask=slot_S < num_slots)
+        if chunk + S >= num_slots:
+            size = tl.sum((count_S + alignment - 1) // alignment * alignment, axis=0)
+            tl.store(slot_offsets + num_slots, begin + size)
+    own = counts + tl.program_id(0).to(tl.int64) * num_slots + slot_S
+    next_S = offset_S + tl.load(own, mask=slot_S < num_slots, other=0)
+    place_pairs(row_slots, positions, next_S, first, end, first_slot, chunk, num_slots, N, S)

@@ -6,7 +6,7 @@ Shape suffixes: T tokens of a block, K places for pairs of a token (`TOP_K` of t
 from specmoe.kernels.assign.choose import choose_slots
 from specmoe.kernels.launch.compiler import kernel, tl
 
-FILL_BLOCK: tl.constexpr = tl.constexpr(1024)
+FILL_BLOCK: tl.constexpr = tl.constexpr(2048)
 
 
 @kernel
@@ -20,49 +20,50 @@ def fill_rows(row_slots: tl.tensor, row_weights: tl.tensor, first: tl.tensor, en
 
 
 @kernel
-def ranks_of(rank_of_slot: tl.tensor, slot_TK: tl.tensor) -> tl.tensor:
-    """int32 [T, K]: the rank of each slot, -1 where there is none."""
-    return tl.load(rank_of_slot + slot_TK, mask=slot_TK >= 0, other=-1)
+def ranks_of(rank_of_slot: tl.tensor, slot_KT: tl.tensor) -> tl.tensor:
+    """int32 [K, T]: the rank of each slot, -1 where there is none."""
+    return tl.load(rank_of_slot + slot_KT, mask=slot_KT >= 0, other=-1)
+
+
+@kernel
+def pairs_on_ranks(rank_KT: tl.tensor, R: tl.constexpr) -> tl.tensor:
+    """int32 [R, T]: how many of each token's pairs go to each rank."""
+    return tl.sum((rank_KT[:, None, :] == tl.arange(0, R)[None, :, None]).to(tl.int32), axis=0)
+
+
+@kernel
+def store_slots(
+    pair_slot: tl.tensor, slot_KT: tl.tensor, token_T: tl.tensor, end: tl.tensor, TOP_K: tl.constexpr, K: tl.constexpr
+) -> None:
+    """Write the slots of the tokens before `end` to `pair_slot`."""
+    choice_K = tl.arange(0, K)
+    inside_KT = (token_T < end)[None, :] & (choice_K < TOP_K)[:, None]
+    tl.store(pair_slot + token_T[None, :] * TOP_K + choice_K[:, None], slot_KT, mask=inside_KT)
 
 
 @kernel
 def count_tokens(
-    chosen: tl.tensor,
-    home_rank: tl.tensor,
-    dispatch_slot: tl.tensor,
-    slot_on_rank: tl.tensor,
-    rank_of_slot: tl.tensor,
-    node_of_rank: tl.tensor,
-    pair_slot: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    num_experts: tl.tensor,
-    num_ranks: tl.tensor,
-    TOP_K: tl.constexpr,
-    T: tl.constexpr,
-    K: tl.constexpr,
-    R: tl.constexpr,
-    CHOICE: tl.constexpr,
-) -> tl.tensor:
-    """int32 [2, R] as a pair: the rows and the pairs that the tokens `first : end` send to each rank.
+    chosen: tl.tensor, home_rank: tl.tensor, dispatch_slot: tl.tensor, slot_on_rank: tl.tensor, rank_bits: tl.tensor,
+    rank_of_slot: tl.tensor, node_of_rank: tl.tensor, pair_slot: tl.tensor, first: tl.tensor, end: tl.tensor,
+    num_experts: tl.tensor, num_ranks: tl.tensor, num_slots: tl.tensor, TOP_K: tl.constexpr, T: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, CHOICE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """int32 [R] twice: the rows and the pairs that the tokens `first : end` send to each rank.
 
     Their slots are written to `pair_slot`.
     """
     rows_R = tl.zeros([R], dtype=tl.int32)
     pairs_R = tl.zeros([R], dtype=tl.int32)
-    choice_K = tl.arange(0, K)
     for start in range(first, end, T):
         token_T = start + tl.arange(0, T)
-        slot_TK = choose_slots(
-            chosen, home_rank, dispatch_slot, slot_on_rank, rank_of_slot, node_of_rank, token_T, end,
-            num_experts, num_ranks, TOP_K, K, R, CHOICE,
+        slot_KT = choose_slots(
+            chosen, home_rank, dispatch_slot, slot_on_rank, rank_bits, rank_of_slot, node_of_rank, token_T, end,
+            num_experts, num_ranks, num_slots, TOP_K, K, R, CHOICE,
         )  # fmt: skip
-        inside_TK = (token_T < end)[:, None] & (choice_K < TOP_K)[None, :]
-        tl.store(pair_slot + token_T[:, None] * TOP_K + choice_K[None, :], slot_TK, mask=inside_TK)
-        rank_TK = ranks_of(rank_of_slot, slot_TK)
-        pairs_TR = tl.sum((rank_TK[:, :, None] == tl.arange(0, R)[None, None, :]).to(tl.int32), axis=1)
-        rows_R += tl.sum((pairs_TR > 0).to(tl.int32), axis=0)
-        pairs_R += tl.sum(pairs_TR, axis=0)
+        store_slots(pair_slot, slot_KT, token_T, end, TOP_K, K)
+        pairs_RT = pairs_on_ranks(ranks_of(rank_of_slot, slot_KT), R)
+        rows_R += tl.sum((pairs_RT > 0).to(tl.int32), axis=1)
+        pairs_R += tl.sum(pairs_RT, axis=1)
     return rows_R, pairs_R
 
 
@@ -75,42 +76,47 @@ def store_offsets(offsets: tl.tensor, count_R: tl.tensor, num_ranks: tl.tensor, 
 
 
 @kernel
-def number_rows(
-    pair_slot: tl.tensor,
-    weights: tl.tensor,
-    rank_of_slot: tl.tensor,
-    row_of_pair: tl.tensor,
-    token_rows: tl.tensor,
-    row_slots: tl.tensor,
-    row_weights: tl.tensor,
-    next_R: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    TOP_K: tl.constexpr,
-    T: tl.constexpr,
-    K: tl.constexpr,
-    R: tl.constexpr,
-) -> None:
-    """Number the rows of the tokens `first : end`, from `next_R` on each rank, and write what they carry."""
+def number_tokens(
+    slot_KT: tl.tensor, rank_KT: tl.tensor, next_R: tl.tensor, weights: tl.tensor, row_of_pair: tl.tensor,
+    token_rows: tl.tensor, row_slots: tl.tensor, row_weights: tl.tensor, token_T: tl.tensor, end: tl.tensor,
+    TOP_K: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Number a block's rows, from `next_R` on each rank, and write what they carry; the numbers that come next."""
+    choice_K = tl.arange(0, K)
+    pair_KT = token_T[None, :] * TOP_K + choice_K[:, None]
+    inside_KT = (token_T < end)[None, :] & (choice_K < TOP_K)[:, None]
+    kept_KT = rank_KT >= 0
+    # Asked for before it is needed, so that the loads are on their way meanwhile.
+    weight_KT = tl.load(weights + pair_KT, mask=inside_KT, other=0.0).to(tl.float32)
+    goes_RT = (pairs_on_ranks(rank_KT, R) > 0).to(tl.int32)
+    row_RT = next_R[:, None] + tl.cumsum(goes_RT, axis=1) - goes_RT
+    on_KRT = rank_KT[:, None, :] == tl.arange(0, R)[None, :, None]
+    row_KT = tl.where(kept_KT, tl.sum(tl.where(on_KRT, row_RT[None, :, :], 0), axis=1), -1)
+    # The second dimension is that of a token's other pairs.
+    same_KKT = rank_KT[:, None, :] == rank_KT[None, :, :]
+    earlier_KK = choice_K[None, :] < choice_K[:, None]
+    nth_KT = tl.sum((same_KKT & earlier_KK[:, :, None]).to(tl.int32), axis=1)
+    tl.store(row_of_pair + pair_KT, row_KT, mask=inside_KT)
+    tl.store(token_rows + pair_KT, tl.where(nth_KT == 0, row_KT, -1), mask=inside_KT)
+    place_KT = row_KT.to(tl.int64) * TOP_K + nth_KT
+    tl.store(row_slots + place_KT, slot_KT, mask=kept_KT)
+    tl.store(row_weights + place_KT, weight_KT, mask=kept_KT)
+    return next_R + tl.sum(goes_RT, axis=1)
+
+
+@kernel
+def number_stretch(
+    pair_slot: tl.tensor, rank_of_slot: tl.tensor, next_R: tl.tensor, weights: tl.tensor, row_of_pair: tl.tensor,
+    token_rows: tl.tensor, row_slots: tl.tensor, row_weights: tl.tensor, first: tl.tensor, end: tl.tensor,
+    TOP_K: tl.constexpr, T: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+) -> None:  # fmt: skip
+    """`number_tokens` of the tokens `first : end`, block by block, their slots read from `pair_slot`."""
     choice_K = tl.arange(0, K)
     for start in range(first, end, T):
         token_T = start + tl.arange(0, T)
-        pair_TK = token_T[:, None] * TOP_K + choice_K[None, :]
-        inside_TK = (token_T < end)[:, None] & (choice_K < TOP_K)[None, :]
-        slot_TK = tl.load(pair_slot + pair_TK, mask=inside_TK, other=-1)
-        rank_TK = ranks_of(rank_of_slot, slot_TK)
-        kept_TK = rank_TK >= 0
-        on_TKR = rank_TK[:, :, None] == tl.arange(0, R)[None, None, :]
-        goes_TR = (tl.sum(on_TKR.to(tl.int32), axis=1) > 0).to(tl.int32)
-        row_TR = next_R[None, :] + tl.cumsum(goes_TR, axis=0) - goes_TR
-        next_R += tl.sum(goes_TR, axis=0)
-        row_TK = tl.where(kept_TK, tl.sum(tl.where(on_TKR, row_TR[:, None, :], 0), axis=2), -1)
-        same_TKK = rank_TK[:, :, None] == rank_TK[:, None, :]
-        earlier_KK = choice_K[None, :] < choice_K[:, None]
-        nth_TK = tl.sum((same_TKK & earlier_KK[None, :, :]).to(tl.int32), axis=2)
-        tl.store(row_of_pair + pair_TK, row_TK, mask=inside_TK)
-        tl.store(token_rows + pair_TK, tl.where(nth_TK == 0, row_TK, -1), mask=inside_TK)
-        place_TK = row_TK.to(tl.int64) * TOP_K + nth_TK
-        weight_TK = tl.load(weights + pair_TK, mask=kept_TK, other=0.0).to(tl.float32)
-        tl.store(row_slots + place_TK, slot_TK, mask=kept_TK)
-        tl.store(row_weights + place_TK, weight_TK, mask=kept_TK)
+        inside_KT = (token_T < end)[None, :] & (choice_K < TOP_K)[:, None]
+        slot_KT = tl.load(pair_slot + token_T[None, :] * TOP_K + choice_K[:, None], mask=inside_KT, other=-1)
+        next_R = number_tokens(
+            slot_KT, ranks_of(rank_of_slot, slot_KT), next_R, weights, row_of_pair, token_rows, row_slots, row_weights,
+            token_T, end, TOP_K, K, R,
+        )  # fmt: skip

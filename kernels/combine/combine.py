@@ -15,7 +15,7 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
     """
     check_argument("rows", rows, _FLOATS, (-1, -1), rows.device)
     check_argument("positions", positions, (torch.int32,), (-1, -1), rows.device)
-    check_values("positions", positions, -1, rows.shape[0])
+    check_values("positions", positions, 0, rows.shape[0], or_none=True)
     if weights is not None:
         check_argument("weights", weights, (torch.float32,), positions.shape, rows.device)
     if rows.is_cuda:

@@ -4,35 +4,43 @@ import torch
 
 from specmoe.kernels.launch.compiler import ceil_div, kernel, tl
 from specmoe.kernels.launch.device import device_of
+from specmoe.kernels.launch.operator import operator
+from specmoe.kernels.launch.shapes import LaunchShape, MoveCase, launch_shape
 
-BLOCK_COLUMNS = 1024
-NUM_WARPS = 4
+SHAPE = LaunchShape(block=1024, warps=4)
 # Rows of a token whose loads are in flight together.
 CHOICES_AT_ONCE = 8
 
 
-@torch.library.custom_op("specmoe::combine", mutates_args=())
+def _new_out(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return rows.new_empty((positions.shape[0], rows.shape[1]))
+
+
+@operator("combine", _new_out)
 def combine_fused(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """As `combine`, for checked arguments; the same bits as the reference."""
-    num_tokens, num_choices = positions.shape
-    width = rows.shape[1]
-    out = rows.new_empty((num_tokens, width))
-    if out.numel() == 0:
-        return out
-    with device_of(rows):
-        # Without fusion into multiply-adds, which would round once where the reference rounds twice.
-        _combine_rows[(num_tokens, ceil_div(width, BLOCK_COLUMNS))](
-            rows, positions, positions if weights is None else weights, out, rows.shape[0],
-            WEIGHTED=weights is not None, CHOICES=num_choices, AT_ONCE=min(CHOICES_AT_ONCE, max(num_choices, 1)),
-            WIDTH=width, WIDE=tl.float64 if rows.dtype == torch.float64 else tl.float32, BLOCK=BLOCK_COLUMNS,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    out = _new_out(rows, positions, weights)
+    (num_tokens, num_choices), row_bytes = positions.shape, rows.shape[1] * rows.element_size()
+    case = MoveCase(operation="combine", row_bytes=row_bytes, choices=num_choices, rows=num_tokens)
+    add_rows(rows, positions, weights, out, launch_shape(case, rows.device, SHAPE))
     return out
 
 
-@combine_fused.register_fake
-def _(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    return rows.new_empty((positions.shape[0], rows.shape[1]))
+def add_rows(
+    rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None, out: torch.Tensor, shape: LaunchShape
+) -> None:
+    """Fill `out` as `combine`, for checked arguments."""
+    (num_tokens, num_choices), width = positions.shape, rows.shape[1]
+    if out.numel() == 0:
+        return
+    with device_of(rows):
+        # Without fusion into multiply-adds, which would round once where the reference rounds twice.
+        _combine_rows[(num_tokens, ceil_div(width, shape.block))](
+            rows, positions, positions if weights is None else weights, out, rows.shape[0],
+            WEIGHTED=weights is not None, CHOICES=num_choices, AT_ONCE=min(CHOICES_AT_ONCE, max(num_choices, 1)),
+            WIDTH=width, WIDE=tl.float64 if rows.dtype == torch.float64 else tl.float32, BLOCK=shape.block,
+            num_warps=shape.warps, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @kernel

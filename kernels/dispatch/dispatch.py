@@ -14,7 +14,7 @@ def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torc
     """
     check_argument("rows", rows, (rows.dtype,), (-1, -1), rows.device)
     check_argument("positions", positions, (torch.int32,), (rows.shape[0], -1), rows.device)
-    check_values("positions", positions, -1, num_rows)
+    check_values("positions", positions, 0, num_rows, or_none=True)
     if rows.is_cuda:
         from specmoe.kernels.dispatch.fused import dispatch_fused
 
@@ -33,7 +33,7 @@ def dispatch_scaled(
     check_argument("scales", scales, (scales.dtype,), (rows.shape[0], -1), rows.device)
     check_argument("rows", rows, (rows.dtype,), (-1, -1), rows.device)
     check_argument("positions", positions, (torch.int32,), (rows.shape[0], -1), rows.device)
-    check_values("positions", positions, -1, num_rows)
+    check_values("positions", positions, 0, num_rows, or_none=True)
     if rows.is_cuda:
         from specmoe.kernels.dispatch.fused import dispatch_scaled_fused
 

@@ -1,6 +1,7 @@
 """Triton, with types, and one clear sentence where it is missing."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from specmoe.errors import UsageError
@@ -13,7 +14,7 @@ except ModuleNotFoundError as missing:
         "tensors on a CUDA device need Triton, which is not installed; install triton, or move them to the CPU"
     ) from missing
 
-__all__ = ["Kernel", "ceil_div", "kernel", "power_of_two", "tl"]
+__all__ = ["Kernel", "cache_folder", "ceil_div", "kernel", "median_ms", "power_of_two", "tl"]
 
 
 class Kernel(Protocol):
@@ -27,6 +28,16 @@ class Kernel(Protocol):
 def kernel(function: Callable[..., Any]) -> Kernel:
     """`triton.jit`, typed."""
     return cast(Kernel, triton.jit(function))
+
+
+def cache_folder() -> Path:
+    """Where Triton keeps compiled kernels."""
+    return Path(triton.knobs.cache.dir)
+
+
+def median_ms(work: Callable[[], object]) -> float:
+    """The milliseconds that `work` takes on the current device, warm, its data not in the cache."""
+    return float(triton.testing.do_bench(work, warmup=5, rep=20, return_mode="median"))
 
 
 def ceil_div(amount: int, size: int) -> int:

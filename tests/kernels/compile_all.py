@@ -1,13 +1,19 @@
 """Compile every kernel for three GPU generations, without a GPU, and print what the machine code holds, as JSON.
 
-The host code runs too, up to the launch, which is left out.
+The host code runs too, up to the launch, which is left out. Rows are of 7168 bfloat16 values. For sm_90 the rest is of
+DeepSeek-V3's layer too, on 8 ranks; for the others it is smaller, because that compiles sooner.
 """
 
 import json
 import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import torch
 import triton
+from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -29,26 +35,38 @@ class AbsentGpu:
         return 0
 
 
-def compile_all(capability: int) -> dict[str, list[str]]:
-    """The global loads and stores of each kernel's PTX, by the kernel's name."""
-    accesses: dict[str, list[str]] = {}
+def compile_all(capability: int) -> dict[str, dict[str, int]]:
+    """How often each kind of access to global memory stands in the kernel's PTX, in the most of its variants, by the
+    kernel's name; and as `spills` the loads and stores of registers that did not suffice, in its machine code."""
+    accesses: dict[str, Counter[str]] = {}
     launch = JITFunction.run
 
     def run(self, *args, grid, warmup, **kwargs):
         compiled = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        assert compiled.asm["cubin"]
-        found = re.findall(r"(?:ld|st|red|atom)\.[\w.]*global[\w.:]*", compiled.asm["ptx"])
-        accesses[self.fn.__name__] = sorted({*accesses.get(self.fn.__name__, []), *found})
+        found = Counter(re.findall(r"(?:ld|st|red|atom)\.[\w.]*global[\w.:]*", compiled.asm["ptx"]))
+        found["spills"] = len(re.findall(r"\s(?:LDL|STL)[ .]", machine_code(compiled.asm["cubin"])))
+        accesses[self.fn.__name__] = accesses.get(self.fn.__name__, Counter()) | found
         return compiled
 
     JITFunction.run = run
     triton.runtime.driver.set_active(AbsentGpu(capability))
-    call_all()
+    call_all(num_experts=256, top_k=8, num_ranks=8) if capability == 90 else call_all(
+        num_experts=8, top_k=2, num_ranks=2
+    )
     JITFunction.run = launch
-    return accesses
+    return {name: dict(found) for name, found in accesses.items()}
 
 
-def call_all() -> None:
+def machine_code(cubin: bytes) -> str:
+    """The cubin disassembled, by the tool that comes with Triton."""
+    tool = Path(nvidia.__file__).with_name("bin") / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def call_all(*, num_experts: int, top_k: int, num_ranks: int) -> None:
     from specmoe.kernels.assign import fused, group_fused
     from specmoe.kernels.assign.choose_fused import choose_slots_op
     from specmoe.kernels.capacity.keep_best import mark_kept
@@ -60,16 +78,21 @@ def call_all() -> None:
         return torch.zeros(shape, dtype=torch.int32)
 
     rows = torch.zeros((4, 7168), dtype=torch.bfloat16)
-    dispatch_fused(rows, integers(4, 8), 32)
-    dispatch_scaled_fused(rows.to(torch.float8_e4m3fn), torch.zeros((4, 56)), integers(4, 8), 32)
-    combine_fused(rows, integers(4, 8), torch.zeros((4, 8)))
-    tables = (integers(3), integers(2, 8), integers(2, 8), integers(8), integers(2))
-    for fused.ONE_LAUNCH_PAIRS, choices in ((2048, ["cover"]), (0, ["static", "given"])):
+    positions = integers(4, top_k)
+    dispatch_fused(rows, positions, 32)
+    dispatch_scaled_fused(rows.to(torch.float8_e4m3fn), torch.zeros((4, 56)), positions, 32)
+    combine_fused(rows, positions, torch.zeros((4, top_k)))
+    entries = integers(num_ranks, num_experts)
+    tables = (entries, entries, integers(num_experts, 1), integers(num_experts), integers(num_ranks))
+    # A decode step in one launch, and a prefill in two.
+    at_most = fused.ONE_LAUNCH_PAIRS // top_k
+    for num_tokens, choices in ((at_most, ["cover"]), (at_most + 1, ["cover", "given"])):
         for choice in choices:
-            fused.assign_op(torch.zeros((3, 2), dtype=torch.int64), torch.zeros((3, 2)), *tables, choice)
-    choose_slots_op(integers(3, 2), *tables, "static")
-    for group_fused.ONE_LAUNCH_PAIRS, group_fused.PROGRAM_PAIRS in ((2048, 1024), (0, 4)):
-        group_fused.group_by_slot_op(integers(5, 2), 0, 8, 8)
+            chosen = torch.zeros((num_tokens, top_k), dtype=torch.int32 if choice == "given" else torch.int64)
+            fused.assign_op(chosen, torch.zeros(chosen.shape), integers(num_tokens), *tables, choice)
+    choose_slots_op(integers(4, top_k), integers(4), *tables, "static")
+    for num_pairs in (group_fused.ONE_LAUNCH_PAIRS, group_fused.ONE_LAUNCH_PAIRS + 1):
+        group_fused.group_by_slot_op(integers(num_pairs, 1), 0, num_experts, 8)
     mark_kept(torch.zeros(9, dtype=torch.int64), integers(5), integers(4))
     flags = torch.ones((3, 2), dtype=torch.bool)
     nominate_op(flags, torch.zeros((3, 8)), integers(3, 4), torch.ones((2, 8), dtype=torch.bool), integers(3))

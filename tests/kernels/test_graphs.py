@@ -64,6 +64,13 @@ def test_a_step_compiles_into_one_graph(layer):
     torch.testing.assert_close(by_public_functions(tables, hidden, index, weights, home), out)
 
 
+def test_going_backward_through_a_kernel_is_an_error(kernel_device):
+    rows = torch.ones((1, 4), device=kernel_device, requires_grad=True)
+    out = combine_fused(rows, torch.zeros((1, 1), dtype=torch.int32, device=kernel_device), None)
+    with pytest.raises(NotImplementedError, match="specmoe::combine has no gradient"):
+        out.sum().backward()
+
+
 @pytest.mark.gpu
 def test_the_functions_compile_into_one_graph_on_a_gpu(layer):
     tables, (hidden, index, weights, home) = layer
@@ -103,4 +110,4 @@ def test_development_mode_finds_ids_out_of_range_on_the_device():
     )
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode != 0
-    assert "positions has values outside -1 <= value < 2" in run.stderr
+    assert "positions has values outside 0 <= value < 2 or -1" in run.stderr

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specmoe.errors import UsageError
-from specmoe.kernels.assign.assign import assign, group_by_slot
+from specmoe.kernels.assign.assign import assign, assign_slots, group_by_slot
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.placement.plan import PlacementPlan
 
@@ -155,7 +155,12 @@ BAD = {
     "a transposed index": (lambda i, w, h: (i.T.contiguous().T, w, h), "not contiguous"),
     "too many experts per token": (
         lambda i, w, h: (torch.zeros(1, 33, dtype=torch.int64), torch.zeros(1, 33), h[:1]),
-        "top-32",
+        "top-33 and 4 ranks were given",
+    ),
+    "no experts per token": (lambda i, w, h: (i[:, :0], w[:, :0], h), "top-0 and 4 ranks were given"),
+    "more tokens than a million": (
+        lambda i, w, h: (i[:1].repeat(2**20 + 1, 1), w[:1].repeat(2**20 + 1, 1), h),
+        "1048577 tokens",
     ),
 }
 
@@ -165,3 +170,20 @@ def test_wrong_input_is_refused(random_plan, change, message):
     plan, index, weights, home = _case(random_plan, 1, (4,), 12, 3, 0, "static", 9)
     with pytest.raises(UsageError, match=message):
         assign(*change(index, weights, home), RoutingTables.of_layer(plan, 0, CPU))
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [([[3], [8]], "row_slots has values from 3 to 8, 3 <= value < 7 or -1"), ([[2], [-1]], "from 2 to 2")],
+    ids=["above", "below"],
+)
+def test_slots_of_others_are_refused(slots, message):
+    with pytest.raises(UsageError, match=message):
+        group_by_slot(torch.tensor(slots, dtype=torch.int32), 3, 4)
+
+
+def test_given_slots_that_do_not_exist_are_refused(random_plan):
+    plan, index, weights, home = _case(random_plan, 1, (4,), 12, 3, 0, "static", 9)
+    tables = RoutingTables.of_layer(plan, 0, CPU)
+    with pytest.raises(UsageError, match=r"pair_slot has values from .* 0 <= value < 12 or -1"):
+        assign_slots(index.to(torch.int32) + 12, weights, home, tables)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from specmoe.kernels.assign import fused
+from specmoe.kernels.assign import fused, token_block
 from specmoe.kernels.assign.fused import assign_fused, assign_op
 from specmoe.kernels.assign.reference import assign_reference, choose_slots, rows_of_pairs
 from specmoe.kernels.routing_tables import RoutingTables
@@ -82,12 +82,16 @@ def cases(draw):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("launches", [1, 2])
+@pytest.mark.parametrize("launches", ["one", "one, several blocks", "two"])
 def test_all_outputs_are_those_of_the_reference(kernel_device, poisoned, monkeypatch, launches):
-    if launches == 2:
+    if launches == "two":
         # Several blocks in a program, several programs, several rounds over their counts.
-        for name, value in [("ONE_LAUNCH_PAIRS", 0), ("BLOCK_TOKENS", 4), ("MAX_PROGRAMS", 6), ("COUNTS_AT_ONCE", 4)]:
+        for name, value in [("ONE_LAUNCH_PAIRS", 0), ("MAX_PROGRAMS", 6), ("COUNTS_AT_ONCE", 4)]:
             monkeypatch.setattr(fused, name, value)
+        monkeypatch.setattr(token_block, "ELEMENTS_OF_MANY_PROGRAMS", 64)
+    if launches == "one, several blocks":
+        # One launch whose program has several blocks.
+        monkeypatch.setattr(token_block, "ELEMENTS_OF_ONE_PROGRAM", 64)
 
     @settings(max_examples=15, deadline=None)
     @given(cases())
@@ -99,9 +103,12 @@ def test_all_outputs_are_those_of_the_reference(kernel_device, poisoned, monkeyp
     run()
 
 
-@pytest.mark.parametrize(("choice", "T"), [("static", 5), ("cover", 1)])
-def test_the_largest_sizes_run(kernel_device, poisoned, choice, T):
-    _check(kernel_device, poisoned, (0, (64, 64, 64, 64), 1024, 1, choice, T, 32, "any"))
+@pytest.mark.parametrize(("choice", "T"), [("static", 5), ("cover", 3)])
+@pytest.mark.parametrize(
+    ("nodes", "E", "K"), [((64, 64, 64, 64), 1024, 32), ((33,), 40, 4), ((20, 45), 130, 3)], ids=["largest", "33", "65"]
+)
+def test_ranks_of_several_words_run(kernel_device, poisoned, choice, T, nodes, E, K):
+    _check(kernel_device, poisoned, (0, nodes, E, 1, choice, T, K, "any"))
 
 
 def test_a_decode_step_is_one_launch(kernel_device, monkeypatch):
@@ -134,8 +141,29 @@ def test_ids_out_of_range_touch_no_memory_and_are_dropped(kernel_device, choice)
     assert (result.pair_slot >= 0).tolist() == [[True, False, True], [False, True, False]]
 
 
+@pytest.mark.parametrize("choice", ["static", "cover"])
+def test_tokens_whose_home_does_not_exist_are_dropped(kernel_device, choice):
+    tables = _tables(5, (4,), 12, 1, choice, kernel_device)
+    index = torch.tensor([[0, 1], [0, 1], [0, 1]], device=kernel_device)
+    home = torch.tensor([4, 1, -(2**31)], dtype=torch.int32, device=kernel_device)
+    result = assign_fused(index, torch.ones((3, 2), device=kernel_device), home, tables, choice)
+    assert (result.pair_slot >= 0).any(dim=1).tolist() == [False, True, False]
+
+
+def test_given_slots_that_do_not_exist_are_dropped(kernel_device):
+    tables = _tables(5, (4,), 12, 1, "static", kernel_device)
+    last = tables.num_physical_experts - 1
+    slots = torch.tensor([[last, last + 1], [-2, 0], [2**31 - 1, -1]], dtype=torch.int32, device=kernel_device)
+    home = torch.zeros(3, dtype=torch.int32, device=kernel_device)
+    result = assign_fused(slots, torch.ones((3, 2), device=kernel_device), home, tables, "given")
+    assert result.pair_slot.tolist() == [[last, -1], [-1, 0], [-1, -1]]
+    assert result.row_offsets[-1] == 2
+
+
 def test_the_operator_tells_shapes_without_running(kernel_device):
     tables = _tables(0, (2, 2), 12, 1, "cover", kernel_device)
     index, weights, home = (tensor.to(kernel_device) for tensor in _tokens(0, 5, 3, tables, "any"))
-    arrays = (tables.dispatch_slot, tables.slot_on_rank, tables.rank_of_slot, tables.node_of_rank)
+    arrays = (
+        tables.dispatch_slot, tables.slot_on_rank, tables.rank_bits, tables.rank_of_slot, tables.node_of_rank,
+    )  # fmt: skip
     torch.library.opcheck(assign_op, (index, weights, home, *arrays, "cover"))

@@ -14,8 +14,9 @@ from specmoe.kernels.assign.reference import group_by_slot_reference
 
 def _row_slots(seed, N, K, first, S, routing):
     generator = torch.Generator().manual_seed(seed)
-    slots = torch.randint(first, first + S, (N, K), generator=generator).to(torch.int32)
-    if routing == "hot":
+    slots = torch.randint(first, first + S, (N, K), generator=generator) if S else torch.full((N, K), -1)
+    slots = slots.to(torch.int32)
+    if routing == "hot" and S:
         slots = slots.masked_fill(torch.rand((N, K), generator=generator) < 0.9, first)
     if routing == "half empty":
         slots[N // 2 :] = -1
@@ -25,17 +26,24 @@ def _row_slots(seed, N, K, first, S, routing):
 @pytest.mark.parametrize("launches", [1, 3])
 def test_groups_are_those_of_the_reference(kernel_device, poisoned, monkeypatch, launches):
     if launches == 3:
-        sizes = {"ONE_LAUNCH_PAIRS": 0, "PROGRAM_PAIRS": 32, "TILE_PAIRS": 16, "TILE_SLOTS": 4, "COUNTS_AT_ONCE": 8}
-        for name, value in sizes.items():
-            monkeypatch.setattr(group_fused, name, value)
+        # Several tiles in a program, several programs, several rounds over their counts, several chunks of slots.
+        sizes = {
+            "ONE_LAUNCH_PAIRS": 0, "PROGRAM_PAIRS": 32, "TILE_PAIRS": 16, "MAX_SLOTS": 8, "MIN_SLOTS": 1,
+            "PAIRS_AT_ONCE": 16, "SUM_PROGRAMS": 2, "SUM_SLOTS": 4,
+        }  # fmt: skip
+    else:
+        sizes = {"TILE_PAIRS": 16, "PAIRS_AT_ONCE": 32}
+    for name, value in sizes.items():
+        monkeypatch.setattr(group_fused, name, value)
 
     @settings(max_examples=15, deadline=None)
     @given(
         seed=st.integers(0, 10**6), N=st.integers(0, 25), K=st.integers(1, 5), first=st.integers(0, 9),
-        S=st.integers(1, 20), alignment=st.sampled_from([1, 8, 5]),
+        S=st.integers(0, 20), alignment=st.sampled_from([1, 8, 5]),
         routing=st.sampled_from(["any", "hot", "half empty"]),
     )  # fmt: skip
     @example(seed=1, N=40, K=5, first=3, S=60, alignment=1, routing="any")
+    @example(seed=2, N=40, K=5, first=0, S=32, alignment=8, routing="any")
     def run(seed, N, K, first, S, alignment, routing):
         row_slots = _row_slots(seed, N, K, first, S, routing)
         with poisoned():
@@ -60,3 +68,14 @@ def test_aligned_groups_begin_at_multiples_and_overlap_nowhere(kernel_device):
 def test_the_operator_tells_shapes_without_running(kernel_device):
     row_slots = torch.tensor([[4, 5], [4, -1]], dtype=torch.int32, device=kernel_device)
     torch.library.opcheck(group_by_slot_op, (row_slots, 4, 4, 8))
+
+
+@pytest.mark.parametrize("num_slots", [1, 256, 1024])
+def test_a_decode_step_is_one_launch(kernel_device, monkeypatch, num_slots):
+    def refused(*_):
+        raise AssertionError("a second kernel")
+
+    monkeypatch.setattr(group_fused, "_count_slots", refused)
+    row_slots = _row_slots(0, 256, 8, 5, num_slots, "any")
+    groups = group_by_slot_fused(row_slots.to(kernel_device), 5, num_slots, 8)
+    assert torch.equal(groups.positions.cpu(), group_by_slot_reference(row_slots, 5, num_slots, 8).positions)

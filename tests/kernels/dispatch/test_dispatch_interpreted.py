@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from specmoe.kernels.dispatch import fused
 from specmoe.kernels.dispatch.fused import dispatch_fused, dispatch_scaled_fused
 from specmoe.kernels.dispatch.reference import dispatch_reference
+from specmoe.kernels.launch.shapes import LaunchShape
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -58,7 +59,7 @@ def test_rows_wider_than_a_block_are_whole(kernel_device, width):
 
 @pytest.mark.parametrize("block", [4, 1024])
 def test_quantized_rows_travel_with_their_scales(kernel_device, monkeypatch, block):
-    monkeypatch.setattr(fused, "BLOCK_WORDS", block)
+    monkeypatch.setattr(fused, "SHAPE", LaunchShape(block=block, warps=4))
     generator = torch.Generator().manual_seed(1)
     rows, scales = _rows(generator, 5, 256, torch.float8_e4m3fn), torch.rand((5, 11), generator=generator)
     positions = _positions(generator, 5, 3, 17, 0.6)
