@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from calls import assign, combine, dispatch, group_by_slot
 from gpu_timer import num_buffers, time_call
 from inputs import Shape, contiguous_tables, random_batches
 from operations import ALIGNMENT, Prepared
@@ -12,12 +13,12 @@ from transformers import Qwen3MoeConfig
 from transformers.integrations.moe import grouped_mm_experts_forward
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from specmoe.kernels.assign.assign import assign, group_by_slot
-from specmoe.kernels.combine.combine import combine
-from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.runtime.slot_product import slot_product
 
+PRODUCT = "grouped product"
+OURS = "whole layer, specmoe"
+THEIRS = "whole layer, transformers grouped_mm"
 # bfloat16 outputs of two orders of addition agree to about this share of the largest.
 AGREEMENT = 2e-2
 
@@ -42,13 +43,14 @@ def make_experts(shape: Shape, device: torch.device) -> torch.nn.Module:
 @torch.no_grad()
 def measure_layer(shape: Shape, experts: torch.nn.Module, num_tokens: int, num_ranks: int) -> Iterator[dict[str, Any]]:
     """One record per step, for the sum of them, and for transformers; checks first that both agree."""
-    tables = contiguous_tables(shape, num_ranks, 0, "static", torch.device("cuda"))
-    count = num_buffers(num_tokens * 2 * shape.hidden_size * (1 + shape.top_k))
+    device = next(experts.parameters()).device
+    tables = contiguous_tables(shape, num_ranks, 0, "static", device)
+    count = num_buffers(num_tokens * 2 * shape.hidden_size * (1 + shape.top_k), device)
     batches = random_batches(shape, num_tokens, num_ranks, count, tables.device)
     prepared = [Prepared(batch, tables) for batch in batches]
     _check_agreement(experts, prepared[0], tables)
     for name, step in _steps(experts, tables).items():
-        timing = time_call(lambda i, step=step: step(prepared[i]), count)
+        timing = time_call(lambda i, step=step: step(prepared[i]), count, device)
         yield {"tokens": num_tokens, "step": name, **asdict(timing)}
 
 
@@ -71,11 +73,11 @@ def _steps(experts: torch.nn.Module, tables: RoutingTables) -> dict[str, Callabl
         "dispatch": lambda p: dispatch(p.batch.hidden, p.assignment.token_rows, p.num_rows),
         "group": lambda p: group_by_slot(p.row_slots, 0, slots, ALIGNMENT),
         "expand": lambda p: dispatch(p.rows, p.groups.positions, p.num_places),
-        "grouped product": lambda p: slot_product(experts, p.products, p.groups.slot_offsets),
+        PRODUCT: lambda p: slot_product(experts, p.products, p.groups.slot_offsets),
         "combine of a rank": lambda p: combine(p.products, p.groups.positions, p.row_weights),
         "combine of the ranks' rows": lambda p: combine(p.rows, p.assignment.token_rows, None),
-        "whole layer, specmoe": lambda p: specmoe_layer(experts, p, tables),
-        "whole layer, transformers grouped_mm": lambda p: grouped_mm_experts_forward(
+        OURS: lambda p: specmoe_layer(experts, p, tables),
+        THEIRS: lambda p: grouped_mm_experts_forward(
             experts, p.batch.hidden, p.batch.index, p.batch.weights.to(p.batch.hidden.dtype)
         ),
     }

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,33 +12,61 @@ from typing import Any
 import click
 import torch
 from gpu_timer import copy_bandwidth
-from inputs import SHAPES
+from inputs import SHAPES, Shape
 from operations import measure_shape
 from report import markdown
 
+from specmoe.kernels.launch.tune import tune as tune_moves
+
 RESULTS = Path(__file__).parents[1] / "results"
+# In a dry run every shape is this one: all of the code, in seconds, on a CPU.
+TINY = Shape(num_experts=8, top_k=2, hidden_size=32, intermediate_size=16)
 
 
 def split(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def measure(name: str, tokens: list[int], ranks: int, *, with_layer: bool) -> dict[str, Any]:
-    """Every record of one model's shape."""
-    shape = SHAPES[name]
-    operations: list[dict[str, Any]] = []
+def measure_layers(shape: Shape, tokens: Sequence[int], ranks: int, device: torch.device) -> list[dict[str, Any]]:
+    from layer import make_experts, measure_layer
+
+    experts = make_experts(shape, device)
     layer: list[dict[str, Any]] = []
     for count in tokens:
-        click.echo(f"{name}, {count} tokens", err=True)
-        operations += measure_shape(shape, count, ranks)
-    if with_layer:
-        from layer import make_experts, measure_layer
+        click.echo(f"whole layer, {count} tokens", err=True)
+        layer += measure_layer(shape, experts, count, ranks)
+    return layer
 
-        experts = make_experts(shape, torch.device("cuda"))
-        for count in tokens:
-            click.echo(f"{name}, whole layer, {count} tokens", err=True)
-            layer += measure_layer(shape, experts, count, ranks)
-    return {"name": name, "operations": operations, "layer": layer}
+
+def measure(
+    shape: Shape, tokens: Sequence[int], ranks: int, device: torch.device, *, with_layer: bool
+) -> dict[str, Any]:
+    """Every record of one model's shape."""
+    operations: list[dict[str, Any]] = []
+    for count in tokens:
+        click.echo(f"{count} tokens", err=True)
+        operations += measure_shape(shape, count, ranks, device)
+    return {"operations": operations, "layer": measure_layers(shape, tokens, ranks, device) if with_layer else []}
+
+
+def about(device: torch.device, ranks: int) -> dict[str, Any]:
+    """What must be known to read the figures."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "no device, a dry run in Triton's interpreter",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": {package: version(package) for package in ("specmoe", "torch", "triton", "transformers")}
+        | {"cuda": torch.version.cuda},
+        "command": shlex.join(["python", *sys.argv]),
+        "ranks": ranks,
+        "copy_tb_per_s": copy_bandwidth(device),
+    }
+
+
+def write(record: dict[str, Any], stem: Path) -> None:
+    stem.parent.mkdir(exist_ok=True, parents=True)
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
 
 
 @click.command()
@@ -45,27 +74,26 @@ def measure(name: str, tokens: list[int], ranks: int, *, with_layer: bool) -> di
 @click.option("--shapes", default=",".join(SHAPES), show_default=True, help="Models.")
 @click.option("--ranks", default=8, show_default=True, help="Ranks that share the experts.")
 @click.option("--layer/--no-layer", default=True, help="Also the whole layer against transformers.")
-def main(tokens: str, shapes: str, ranks: int, layer: bool) -> None:
+@click.option("--tune/--no-tune", default=True, help="First choose the launch shapes for this device, and keep them.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="The folder for the results.")
+@click.option("--dry-run", is_flag=True, help="Tiny shapes on the CPU: does it all work? TRITON_INTERPRET=1 is needed.")
+def main(tokens: str, shapes: str, ranks: int, layer: bool, tune: bool, out: Path, dry_run: bool) -> None:
     """Measure the kernels on the current CUDA device."""
     unknown = sorted(set(split(shapes)) - set(SHAPES))
     if unknown:
         raise click.UsageError(f"unknown shapes {', '.join(unknown)}; known are {', '.join(SHAPES)}")
-    if not torch.cuda.is_available():
+    if not dry_run and not torch.cuda.is_available():
         raise click.ClickException("the kernels' speed is measured on a CUDA device, and this machine has none")
-    device = torch.cuda.get_device_name()
-    about = {
-        "device": device,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {package: version(package) for package in ("specmoe", "torch", "triton", "transformers")}
-        | {"cuda": torch.version.cuda},
-        "command": shlex.join(["python", *sys.argv]),
-        "ranks": ranks,
-        "copy_tb_per_s": copy_bandwidth(),
-    }
-    counts = [int(count) for count in split(tokens)]
-    record = {"about": about, "shapes": [measure(name, counts, ranks, with_layer=layer) for name in split(shapes)]}
-    stem = RESULTS / f"kernels-{device.replace(' ', '-')}"
-    stem.parent.mkdir(exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    device = torch.device("cpu" if dry_run else "cuda")
+    record = {"about": about(device, ranks), "shapes": []}
+    stem = out / f"kernels-{'dry-run' if dry_run else torch.cuda.get_device_name().replace(' ', '-')}"
+    for name in split(shapes):
+        click.echo(name, err=True)
+        shape = TINY if dry_run else SHAPES[name]
+        if tune and not dry_run:
+            tune_moves(shape.hidden_size, shape.top_k, torch.bfloat16, device)
+        counts = [int(count) for count in split(tokens)]
+        record["shapes"].append({"name": name, **measure(shape, counts, ranks, device, with_layer=layer)})
+        # After each: a run that is cut off leaves what it has.
+        write(record, stem)
     click.echo(markdown(record))

@@ -5,15 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from calls import assign, combine, dispatch, group_by_slot
 from gpu_timer import Call, num_buffers, time_call
 from inputs import Batch, Shape, contiguous_tables, random_batches
+from transformers_path import permute, sort_pairs, unpermute
 
-from specmoe.kernels.assign.assign import assign, group_by_slot
 from specmoe.kernels.assign.assignment import Assignment, SlotGroups
 from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference
-from specmoe.kernels.combine.combine import combine
 from specmoe.kernels.combine.reference import combine_reference
-from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.kernels.dispatch.reference import dispatch_reference
 from specmoe.kernels.routing_tables import RoutingTables
 
@@ -53,16 +52,17 @@ class Prepared:
         self.source_of_place = torch.empty(T * K, dtype=torch.int64, device=batch.hidden.device)
         self.source_of_place[flat.positions.flatten().long()] = torch.arange(T * K, device=batch.hidden.device) // K
         self.pair_rows = dispatch(batch.hidden, flat.positions, T * K)
+        self.sorted_pairs = sort_pairs(batch.index, batch.weights.to(batch.hidden.dtype), tables.num_logical_experts)
 
 
-def measure_shape(shape: Shape, num_tokens: int, num_ranks: int) -> Iterator[dict[str, Any]]:
+def measure_shape(shape: Shape, num_tokens: int, num_ranks: int, device: torch.device) -> Iterator[dict[str, Any]]:
     """One record per operation and implementation."""
     row_bytes = 2 * shape.hidden_size
-    count = num_buffers(num_tokens * row_bytes * (1 + shape.top_k))
-    tables = contiguous_tables(shape, num_ranks, 0, "static", torch.device("cuda"))
+    count = num_buffers(num_tokens * row_bytes * (1 + shape.top_k), device)
+    tables = contiguous_tables(shape, num_ranks, 0, "static", device)
     prepared = [Prepared(batch, tables) for batch in random_batches(shape, num_tokens, num_ranks, count, tables.device)]
     for operation in [*_assigning(prepared, shape, num_ranks, tables), *_moving(prepared, row_bytes)]:
-        timing = time_call(operation.call, count, capture=operation.captured)
+        timing = time_call(operation.call, count, device, capture=operation.captured)
         moved = operation.moved_bytes
         yield {
             "tokens": num_tokens,
@@ -91,7 +91,32 @@ def _assigning(prepared: list[Prepared], shape: Shape, num_ranks: int, tables: R
         def call_group(i: int, group: Callable[..., SlotGroups] = group) -> object:
             return group(prepared[i].row_slots, 0, slots, ALIGNMENT)
 
-        yield Operation(name="group_by_slot", implementation=implementation, call=call_group, moved_bytes=None)
+        yield Operation(
+            name="group_by_slot",
+            implementation=implementation,
+            call=call_group,
+            moved_bytes=None,
+            captured=group is group_by_slot,
+        )
+    yield Operation(
+        name="assign and group_by_slot",
+        implementation="specmoe",
+        call=lambda i: _assign_and_group(prepared[i], tables),
+        moved_bytes=None,
+    )
+    yield Operation(
+        name="assign and group_by_slot",
+        implementation="transformers' sort",
+        call=lambda i: sort_pairs(prepared[i].batch.index, prepared[i].batch.weights, shape.num_experts),
+        moved_bytes=None,
+    )
+
+
+def _assign_and_group(prepared: Prepared, tables: RoutingTables) -> SlotGroups:
+    batch = prepared.batch
+    assignment = assign(batch.index, batch.weights, batch.home, tables)
+    slots = assignment.row_slots[: prepared.num_rows]
+    return group_by_slot(slots, 0, tables.num_physical_experts, ALIGNMENT)
 
 
 def _moving(prepared: list[Prepared], row_bytes: int) -> Iterator[Operation]:
@@ -110,7 +135,7 @@ def _moving(prepared: list[Prepared], row_bytes: int) -> Iterator[Operation]:
                 moved_bytes=(rows[source] + rows[target]) * row_bytes,
                 captured=move is dispatch,
             )
-    for name, (implementation, plain) in _TORCH.items():
+    for name, implementation, plain in _TORCH:
         yield Operation(
             name=name,
             implementation=implementation,
@@ -145,10 +170,13 @@ def _combines(add: Callable[..., torch.Tensor]) -> dict[str, Move]:
 
 PERMUTE = "permute, a row per pair"
 UNPERMUTE = "unpermute, a row per pair"
-_TORCH: dict[str, tuple[str, Callable[[Prepared], object]]] = {
-    PERMUTE: ("torch index_select", lambda p: p.batch.hidden.index_select(0, p.source_of_place)),
-    UNPERMUTE: (
+_TORCH: list[tuple[str, str, Callable[[Prepared], object]]] = [
+    (PERMUTE, "torch index_select", lambda p: p.batch.hidden.index_select(0, p.source_of_place)),
+    (PERMUTE, "transformers", lambda p: permute(p.batch.hidden, p.sorted_pairs, p.batch.index.shape[1])),
+    (
+        UNPERMUTE,
         "torch index_add_",
         lambda p: torch.zeros_like(p.batch.hidden).index_add_(0, p.source_of_place, p.pair_rows),
     ),
-}
+    (UNPERMUTE, "transformers", lambda p: unpermute(p.pair_rows, p.sorted_pairs, p.batch.index.shape[1])),
+]

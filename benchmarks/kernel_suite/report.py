@@ -24,7 +24,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"`{about['command']}`",
         "",
         f"A plain copy of 1 GiB reads and writes {about['copy_tb_per_s']:.2f} TB/s in all; shares are of that. "
-        f"{about['ranks']} ranks, bfloat16. graph: inside a CUDA graph; eager: launched from Python one by one.",
+        f"{about['ranks']} ranks, bfloat16. graph: inside a CUDA graph; eager: launched from Python one by "
+        "one, between events; host: until the call returns, the device not waited for. TB/s are of the first that "
+        "there is.",
     ]
     for shape in record["shapes"]:
         lines += ["", f"## {shape['name']}", ""]
@@ -37,7 +39,10 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _operations(records: list[dict[str, Any]], copy_tb_per_s: float) -> list[str]:
-    lines = ["| operation | by | T | graph us | eager us | TB/s | share of copy |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| operation | by | T | graph us | eager us | host us | TB/s | share of copy |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for entry in sorted(records, key=lambda e: (e["operation"], e["tokens"], e["implementation"] != "specmoe")):
         speed = entry["tb_per_s"]
         moved = ("", "") if speed is None else (f"{speed:.2f}", f"{100 * speed / copy_tb_per_s:.0f} %")
@@ -47,10 +52,22 @@ def _operations(records: list[dict[str, Any]], copy_tb_per_s: float) -> list[str
 
 
 def _layer(records: list[dict[str, Any]]) -> list[str]:
-    lines = ["| step | T | graph us | eager us |", "|---|--:|--:|--:|"]
-    return lines + [f"| {' | '.join([entry['step'], str(entry['tokens']), *_times(entry)])} |" for entry in records]
+    lines = ["| step | T | graph us | eager us | host us |", "|---|--:|--:|--:|--:|"]
+    lines += [f"| {' | '.join([entry['step'], str(entry['tokens']), *_times(entry)])} |" for entry in records]
+    lines += ["", "| T | outside the grouped product | the layer's time over transformers' |", "|--:|--:|--:|"]
+    for tokens in sorted({entry["tokens"] for entry in records}):
+        taken = {entry["step"]: _device_us(entry) for entry in records if entry["tokens"] == tokens}
+        whole = taken["whole layer, specmoe"]
+        outside = 1 - taken["grouped product"] / whole
+        ratio = whole / taken["whole layer, transformers grouped_mm"]
+        lines.append(f"| {tokens} | {100 * outside:.0f} % | {ratio:.2f} |")
+    return lines
 
 
 def _times(entry: dict[str, Any]) -> list[str]:
-    graph = entry["graph_us"]
-    return ["" if graph is None else f"{graph:.1f}", f"{entry['eager_us']:.1f}"]
+    times = (entry["graph_us"], entry["eager_us"], entry["host_us"])
+    return ["" if time is None else f"{time:.1f}" for time in times]
+
+
+def _device_us(entry: dict[str, Any]) -> float:
+    return float(entry["graph_us"] or entry["eager_us"] or entry["host_us"])
