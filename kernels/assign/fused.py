@@ -29,7 +29,7 @@ ONE_LAUNCH_PAIRS = 2048
 # Each program of the second launch reads every program's counts, so their number is bounded.
 MAX_PROGRAMS = 1024
 # So many of the counts it reads at once.
-COUNTS_AT_ONCE = 4096
+COUNTS_AT_ONCE = 2048
 
 
 def assign_fused(
