@@ -11,6 +11,8 @@ ELEMENTS_OF_MANY_PROGRAMS = 8192
 MAX_TOKENS = 512
 # The smallest block: of fewer tokens some places stay empty.
 WARP_TOKENS = 32
+# What the registers of a warp hold well: 64 values in each of 32 threads.
+WARP_ELEMENTS = 2048
 MAX_WARPS = 8
 
 
@@ -44,9 +46,10 @@ class TokenBlock:
 
     @property
     def warps(self) -> int:
-        """A thread for each token, so that no token's pairs and ranks are spread over threads; where a token has many,
-        there are few tokens in a block and no such choice."""
-        return MAX_WARPS if self.tokens < WARP_TOKENS else min(self.tokens // WARP_TOKENS, MAX_WARPS)
+        """A thread for each token, so that no token's pairs and ranks are spread over threads; more where they are so
+        many that a thread could not hold them."""
+        elements = self.tokens * self.pairs * max(self.pairs, self.ranks)
+        return max(1, min(max(self.tokens // WARP_TOKENS, elements // WARP_ELEMENTS), MAX_WARPS))
 
     @property
     def constants(self) -> dict[str, int]:
