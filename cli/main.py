@@ -1,10 +1,12 @@
 """The `specmoe` command: finds sub-commands by file name, turns errors into one sentence and an exit code."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
+from specmoe.cli.terminal import printable
 from specmoe.errors import SpecmoeError
 
 COMMANDS = {
@@ -36,6 +38,14 @@ class LazyGroup(click.Group):
         command = import_module(f"specmoe.cli.commands.{cmd_name}_command").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = get_close_matches(args[0], COMMANDS, 1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"there is no command {args[0]!r}; did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -72,5 +82,5 @@ def main() -> None:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    click.echo(f"specmoe: {message}", err=True)
+    click.echo(f"specmoe: {printable(message)}", err=True)
     sys.exit(exit_code)
