@@ -5,12 +5,13 @@ on h has u = s less S_h unserved, and pays for blocks of u that leave none of it
 a rank that holds them all:
 
     sum over blocks v with e of b[h, s, u, v]  >=  sum over columns S that leave u of z[h, S]    for e in u,
-    b[h, s, u, v]  <=  together[v]  <=  sum over ranks r and columns S with v of z[r, S].
+    b[h, s, u, v]  =  sum over ranks q of b[h, s, u, v, q],
+    b[h, s, u, v, q]  <=  sum over columns S with v of z[q, S].
 
 That is the best cover; the `cover` rule, which takes the largest block first, pays the same up to three experts, and
-`static` pays no less. By columns the linear relaxation is close, which it is not by single experts. Loads: the pairs
-of each home and expert go to its holders in any shares, at home where that is one, and no rank serves more than its
-ceiling. A rule may not reach these shares, so the bound holds, and a placement found has to be tried.
+`static` pays no less. By columns the linear relaxation is close, which it is not by single experts. Loads: a rank
+serves its blocks, its own tokens' pairs at home, and a share of the pairs that are served one by one; none serves more
+than its ceiling. A rule may not reach these shares, so the bound holds, and a placement found has to be tried.
 """
 
 import itertools
@@ -94,7 +95,10 @@ class _Program:
             self.rows.add([(variable, 1.0) for variable, _ in columns], 1.0, 1.0)
         for expert in experts:
             self.rows.add([(variable, 1.0) for variable in self._with(frozenset([expert]))], 1.0)
-        self._together: dict[frozenset[int], int] = {}
+        self._together: dict[tuple[frozenset[int], int], int] = {}
+        # What each rank serves in blocks, and of each expert and home the pairs that are served one by one.
+        self._blocks: list[list[tuple[int, float]]] = [[] for _ in self.columns]
+        self._single: dict[tuple[int, int], list[tuple[int, float]]] = {}
         self._price_covers()
         self._share_loads()
 
@@ -110,47 +114,63 @@ class _Program:
                 leaving.setdefault(experts - held, []).append(variable)
             for unserved, variables in leaving.items():
                 if len(unserved) == 1:
+                    (expert,) = unserved
                     for variable in variables:
                         self.rows.cost[variable] += tokens
+                    self._serve_alone(expert, int(home), variables, tokens)
                 elif unserved:
-                    self._cover(unserved, variables, tokens)
+                    self._cover(unserved, int(home), variables, tokens)
 
-    def _cover(self, unserved: frozenset[int], leaving: list[int], tokens: float) -> None:
-        """Blocks that serve what the columns `leaving` leave unserved."""
+    def _serve_alone(self, expert: int, home: int, variables: list[int], tokens: float) -> None:
+        self._single.setdefault((expert, home), []).extend((variable, -tokens) for variable in variables)
+
+    def _cover(self, unserved: frozenset[int], home: int, leaving: list[int], tokens: float) -> None:
+        """Blocks that serve what the columns `leaving` of rank `home` leave unserved."""
         serving: dict[int, list[tuple[int, float]]] = {expert: [] for expert in unserved}
         for size in range(1, len(unserved) + 1):
             for block in itertools.combinations(sorted(unserved), size):
-                used = self.rows.variable(tokens)
+                if size == 1:
+                    used = [self.rows.variable(tokens)]
+                    self._serve_alone(block[0], home, used, tokens)
+                else:
+                    used = [self._serve_block(frozenset(block), rank, tokens) for rank in self._others(home)]
                 for expert in block:
-                    serving[expert].append((used, 1.0))
-                if size > 1:
-                    self.rows.add([(self._is_together(frozenset(block)), 1.0), (used, -1.0)], 0.0)
+                    serving[expert] += [(variable, 1.0) for variable in used]
         for terms in serving.values():
             self.rows.add(terms + [(variable, -1.0) for variable in leaving], 0.0)
 
-    def _is_together(self, block: frozenset[int]) -> int:
-        if block not in self._together:
-            self._together[block] = self.rows.variable()
-            holders = [(variable, 1.0) for variable in self._with(block)]
-            self.rows.add([*holders, (self._together[block], -1.0)], 0.0)
-        return self._together[block]
+    def _others(self, home: int) -> list[int]:
+        return [rank for rank in range(self.case.ep_size) if rank != home]
+
+    def _serve_block(self, block: frozenset[int], rank: int, tokens: float) -> int:
+        """A variable: the share of some tokens that `rank` serves the whole block for."""
+        if (block, rank) not in self._together:
+            together = self.rows.variable()
+            holders = [(variable, 1.0) for variable, held in self.columns[rank] if block <= held]
+            self.rows.add([*holders, (together, -1.0)], 0.0)
+            self._together[block, rank] = together
+        used = self.rows.variable(tokens)
+        self.rows.add([(self._together[block, rank], 1.0), (used, -1.0)], 0.0)
+        self._blocks[rank].append((used, tokens * len(block)))
+        return used
 
     def _share_loads(self) -> None:
         pairs = np.zeros((self.case.num_experts, self.case.ep_size))
         for experts in self.case.sets.T:
             np.add.at(pairs, experts, self.case.homes_of_set)
-        loads: list[list[tuple[int, float]]] = [[] for _ in self.columns]
+        loads = self._blocks
         for expert, home in zip(*np.nonzero(pairs), strict=True):
-            share, served = float(pairs[expert, home]), []
+            share, served = float(pairs[expert, home]), self._single.get((int(expert), int(home)), [])
             for rank, columns in enumerate(self.columns):
                 held = [(variable, share) for variable, column in columns if expert in column]
-                if rank != home:
-                    part = self.rows.variable(highest=share)
-                    self.rows.add([*held, (part, -1.0)], 0.0)
-                    held = [(part, 1.0)]
-                served += held
-                loads[rank] += held
-            self.rows.add(served, share, share)
+                if rank == home:
+                    loads[rank] += held
+                    continue
+                part = self.rows.variable(highest=share)
+                self.rows.add([*held, (part, -1.0)], 0.0)
+                served.append((part, 1.0))
+                loads[rank].append((part, 1.0))
+            self.rows.add(served, 0.0, 0.0)
         for load, ceiling in zip(loads, self.case.ceiling, strict=True):
             self.rows.add(load, -np.inf, float(ceiling))
 
