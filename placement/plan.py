@@ -18,6 +18,7 @@ its own slot.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -125,14 +126,14 @@ class PlacementPlan:
         """SHA-256 over everything that the plan holds, as hexadecimal."""
         return digest(self._tensors(), self._description())
 
-    def save(self, path: Path, *, force: bool = False) -> None:
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> None:
         """Write the plan to `path`, whole or not at all."""
-        write_artifact(path, self._tensors(), self._description(), force=force)
+        write_artifact(Path(path), self._tensors(), self._description(), force=force)
 
     @classmethod
-    def load(cls, path: Path) -> "PlacementPlan":
+    def load(cls, path: str | PathLike[str]) -> "PlacementPlan":
         """Read and check a plan; raises `ArtifactError`, naming the file, where anything does not fit."""
-        tensors, description = read_artifact(path, PLAN_FORMAT)
+        tensors, description = read_artifact(Path(path), PLAN_FORMAT)
         try:
             return cls._from_file(tensors, description)
         except (ArtifactError, UsageError) as error:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,10 @@ class Topology:
         return cls(**arguments)
 
     @classmethod
-    def load(cls, path: Path) -> "Topology":
+    def load(cls, path: str | PathLike[str]) -> "Topology":
         """Read a topology file (JSON); raises `ArtifactError`, naming the file, where anything in it does not fit."""
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
         except UsageError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,14 @@ class RoutingProfile:
         """SHA-256 over everything that the profile holds, as hexadecimal."""
         return digest(self._tensors(), self._description())
 
-    def save(self, path: Path, *, force: bool = False) -> None:
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> None:
         """Write the profile to `path`, whole or not at all."""
-        write_artifact(path, self._tensors(), self._description(), force=force)
+        write_artifact(Path(path), self._tensors(), self._description(), force=force)
 
     @classmethod
-    def load(cls, path: Path) -> "RoutingProfile":
+    def load(cls, path: str | PathLike[str]) -> "RoutingProfile":
         """Read and check a profile; raises `ArtifactError`, naming the file, where anything does not fit."""
-        tensors, description = read_artifact(path, PROFILE_FORMAT)
+        tensors, description = read_artifact(Path(path), PROFILE_FORMAT)
         try:
             return cls._from_file(tensors, description)
         except ArtifactError as error:

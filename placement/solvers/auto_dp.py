@@ -45,13 +45,13 @@ Result = TypeVar("Result")
 Places = list[NDArray[np.int32]]
 
 _STARTS = 5
+# Annealing begins hot, so it needs no more than a fair start.
+_STARTS_WITH_REPLICAS = 3
 _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
 _ORDERS = 6
 _HOME_ROUNDS, _FEWEST_HOME_ROUNDS = 10, 5
-# All layers go down together, so they go slowly: several fast ways down, of which the best counts, found worse homes.
-_MEETINGS = 3
 
 
 class DpSearch:
@@ -188,7 +188,9 @@ def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:
     sample = search.profile.require_sample("clustering requests")
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
     found: list[tuple[float, DpSearch, Places]] = []
-    starts = max(1, affordable_starts(_STARTS, int(search.machine.slots.sum())))
+    slots = int(search.machine.slots.sum())
+    wanted = _STARTS if slots == search.profile.num_logical_experts else _STARTS_WITH_REPLICAS
+    starts = max(1, affordable_starts(wanted, slots))
     for start in range(starts):
         if found and search.options.is_over:
             break
@@ -235,14 +237,13 @@ def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) 
     def work(layer: int) -> NDArray[np.float32]:
         problem, homes, seed = search.searched[layer], search.homes_of_set(layer, share), search.options.seed + layer
         if not search.options.is_over:
-            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed, meetings)
+            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed)
         if turns[-1] == ANNEALING_ROUNDS - 1:
             ceiling = problem.cap.ceiling
             settle(problem, copies[layer], homes, seed, ceiling=ceiling, overload_price=OVERLOAD_PRICES[0])
         return copies_by_home(search.problems[layer], copies[layer])
 
     slots = int(search.machine.slots.sum())
-    meetings = max(1, affordable_starts(_MEETINGS, slots))
     home_rounds = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots))
     for turns in np.array_split(np.arange(ANNEALING_ROUNDS), home_rounds):
         if search.options.is_over:

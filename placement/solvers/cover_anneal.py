@@ -2,6 +2,10 @@
 
 Each item keeps, per rank, which of its K experts the rank holds, as bits; see `cover_rule`. Two ranks exchange an
 expert each, or a rank takes another expert in place of a replica. `dispatch` is chosen when the copies are settled.
+
+Most proposals of a cold state are refused, and to price one takes every item of two experts. So what either half of a
+move, an expert that leaves a rank for another, cost when it was last priced is kept: a move whose two halves promise
+nothing is refused by them alone, but for a few that are priced again, as the state has changed in the meantime.
 """
 
 import math
@@ -15,6 +19,8 @@ from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, d
 from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
 
 _MIN_CHANGE = 1e-9
+# The part of the moves refused by what they cost before that is priced again all the same.
+_PRICED_AGAIN = 0.02
 
 
 class _State(NamedTuple):
@@ -68,6 +74,7 @@ def anneal_copies(
     np.random.seed(seed)
     scratch = _new_scratch(len(items.experts), copies.holds.shape[0])
     state = _new_state(items, copies, network, scratch)
+    halves = _unpriced(copies)
     over = overload(state.load, scratch.shift, network, ceiling)
     now = state.cost.sum() + overload_price * over
     best, best_holds = now, copies.holds.copy()
@@ -79,9 +86,12 @@ def anneal_copies(
         if not _may_move(copies, move):
             continue
         allowed = -temperature * math.log(np.random.random() + 1e-300)
-        count, change = _price(items, network, state, move, scratch)
         # A shift of loads saves no more than the overload of the ranks concerned, so most moves are refused here.
         relief = overload_price * _overload_of(copies, network, state.load, move, ceiling) if over > 0.0 else 0.0
+        foreseen = halves[move.a, move.i, move.j] + halves[move.b, move.j, move.i]
+        if foreseen - relief > allowed and np.random.random() > _PRICED_AGAIN:
+            continue
+        count, change = _price(items, network, state, move, scratch, halves)
         if change - relief > allowed:
             continue
         _find_shift(items, network, state, move, count, scratch)
@@ -90,6 +100,7 @@ def anneal_copies(
         if change > allowed:
             continue
         _move_copies(copies, move)
+        _forget(halves, move)
         _move_bits(items, state, move, count, scratch)
         over = new_over if new_over > _MIN_CHANGE else 0.0
         now += change
@@ -123,6 +134,23 @@ def _new_state(items: Items, copies: Copies, network: Network, scratch: _Scratch
             scratch.ranks, scratch.serves,
         )  # fmt: skip
     return _State(held, cost, load)
+
+
+@compiled
+def _unpriced(copies: Copies) -> NDArray[np.float64]:
+    """float64 [E, R, R]: of an expert that leaves a rank (row) for another (column); where both are one, it leaves or
+    joins that rank alone. -inf: not known, so worth pricing.
+    """
+    ep_size, num_experts = copies.holds.shape
+    return np.full((num_experts, ep_size, ep_size), -np.inf)
+
+
+@compiled
+def _forget(halves: NDArray[np.float64], move: _Move) -> None:
+    """What was known of the experts of a move on the ranks that it changes is known no longer."""
+    for rank in (move.i, move.j):
+        halves[move.a, rank] = -np.inf
+        halves[move.b, rank] = -np.inf
 
 
 @compiled
@@ -202,14 +230,18 @@ def _move_bits(items: Items, state: _State, move: _Move, count: int, scratch: _S
 
 
 @compiled
-def _price(items: Items, network: Network, state: _State, move: _Move, scratch: _Scratch) -> tuple[int, float]:
-    """How many items use a or b, and how their cost changes; notes which items and their new costs."""
+def _price(
+    items: Items, network: Network, state: _State, move: _Move, scratch: _Scratch, halves: NDArray[np.float64]
+) -> tuple[int, float]:
+    """How many items use a or b, and how their cost changes; notes which items and their new costs, and in `halves`
+    what the items of either expert add to it.
+    """
     experts, homes, weights, rows, held = items.experts, items.home, items.weight, items.rows, state.held
     node, surcharge, old_cost, load = network.node, network.surcharge, state.cost, state.load
     touched, new_cost, ranks, serves = scratch.items, scratch.cost, scratch.ranks, scratch.serves
     i, a, j, b = move.i, move.a, move.j, move.b
     top_k = experts.shape[1]
-    count, change = 0, 0.0
+    count, alone, shared = 0, np.zeros(2), 0.0
     for which in range(2):
         expert = a if which == 0 else b
         for position in range(items.offsets[expert], items.offsets[expert + 1]):
@@ -222,9 +254,13 @@ def _price(items: Items, network: Network, state: _State, move: _Move, scratch: 
             cost = weights[t] * serve_bits(held, t, homes[t], top_k, node, surcharge, 0.0, load, ranks, serves)
             _flip(held, t, i, j, bits)
             touched[count], new_cost[count] = t, cost
-            change += cost - old_cost[t]
+            if bits & (bits - np.uint32(1)):
+                shared += cost - old_cost[t]
+            else:
+                alone[which] += cost - old_cost[t]
             count += 1
-    return count, change
+    halves[a, i, j], halves[b, j, i] = alone[0] + 0.5 * shared, alone[1] + 0.5 * shared
+    return count, alone[0] + alone[1] + shared
 
 
 @compiled

@@ -32,7 +32,7 @@ from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_o
 _TEMPERATURES = (0.03, 0.02, 0.01)
 # So many starts that end alike, to such a part of their cost, are enough.
 _SAME_ENDS, _SAME_END = 3, 1e-4
-_ANNEALINGS = 3
+_ANNEALINGS, _FEW_SLOTS = 3, 60
 # Seeds of layers follow each other.
 _SEEDS_APART = 1009
 _SEATINGS, _FEWEST_SEATINGS = 10, 4
@@ -172,11 +172,12 @@ def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32
 def _best_replicas(
     search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int
 ) -> tuple[_Search, Copies]:
-    """The best of several annealings, which end far apart, and the state of its search; the one placement as it is
-    without free slots.
+    """The copies of the best annealing, and the state of its search; the one placement as it is without free slots.
+
+    With few slots annealings end far apart, and several take no time.
     """
     slots = int(search.problem.machine.slots.sum())
-    attempts = affordable_starts(_ANNEALINGS, slots) if slots > search.problem.num_logical_experts else 1
+    attempts = min(_ANNEALINGS, _FEW_SLOTS // slots) if slots > search.problem.num_logical_experts else 1
     found: list[tuple[_Search, Copies, float]] = []
     for attempt in range(max(1, attempts)):
         if found and options.is_over:

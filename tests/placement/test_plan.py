@@ -48,8 +48,8 @@ def test_a_saved_plan_comes_back_whole(tmp_path: Path) -> None:
         profile_fingerprint="a",
         model_fingerprint="b",
     )
-    plan.save(tmp_path / "p")
-    loaded = PlacementPlan.load(tmp_path / "p")
+    plan.save(str(tmp_path / "p"))
+    loaded = PlacementPlan.load(str(tmp_path / "p"))
     assert loaded.digest == plan.digest
     assert loaded.topology == plan.topology
     assert loaded.gap == pytest.approx(0.25)

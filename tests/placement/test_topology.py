@@ -23,7 +23,7 @@ FULL = {
 def test_a_full_file_comes_back_whole(tmp_path: Path) -> None:
     path = tmp_path / "topology.json"
     path.write_text(json.dumps(FULL), encoding="utf-8")
-    topology = Topology.load(path)
+    topology = Topology.load(str(path))
     assert topology == Topology.from_json(json.loads(json.dumps(topology.to_json())))
     assert (topology.ep_size, topology.num_nodes) == (5, 2)
     assert topology.node_of_rank.tolist() == [0, 0, 1, 1, 1]

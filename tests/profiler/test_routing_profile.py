@@ -60,8 +60,8 @@ def small_profile(**changes: Any) -> RoutingProfile:
 
 def test_a_saved_profile_comes_back_whole(tmp_path: Path) -> None:
     profile = small_profile()
-    profile.save(tmp_path / "p")
-    loaded = RoutingProfile.load(tmp_path / "p")
+    profile.save(str(tmp_path / "p"))
+    loaded = RoutingProfile.load(str(tmp_path / "p"))
     assert loaded.fingerprint == profile.fingerprint
     assert (loaded.num_tokens, loaded.vocab_size, loaded.model_fingerprint) == (3, 10, "abc")
     assert loaded.sample is not None
