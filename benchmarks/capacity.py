@@ -1,6 +1,6 @@
 """What bounding the experts' load costs, with and without the optimized placement: perplexity, drops, heaviest load.
 
-    python benchmarks/capacity.py --demo demo --work /tmp/capacity-benchmark
+    python benchmarks/capacity.py --demo demo --work FOLDER
 
 Runs the demo's model on the beginnings of held-out requests under every bound of the two levels, the two overflow
 rules, the two divisions among source ranks and the factors below, on four ranks: once with experts in checkpoint order

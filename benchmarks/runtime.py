@@ -59,9 +59,14 @@ def main() -> None:
         sys.exit("something that must hold does not; it is named above")
 
 
+def _without_folder(word: str) -> str:
+    """A word of the command line as it makes sense on any machine: of a whole path the last part."""
+    return Path(word).name if word.startswith("/") else word
+
+
 def _write(arguments: argparse.Namespace, results: list[dict[str, Any]], seconds: float) -> None:
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_folder, sys.argv)]),
         "seconds": round(seconds),
         "must_hold": judge(results),
         "gains": list(best_gains(results)),
