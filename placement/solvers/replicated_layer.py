@@ -16,7 +16,7 @@ from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 _NEGLIGIBLE_TOKENS = 0.02
 
 # Temperatures are shares of the layer's tokens, times the dearest copy. Between rounds the homes follow the copies.
-# Experts find together while it is hot: a start at half of this heat ended 2 to 3 % dearer on gpt-oss-20b.
+# Experts find together while it is hot: a start at a quarter of this heat ended 3 % dearer on gpt-oss-20b.
 ANNEALING_ROUNDS = 20
 _HOT, _COLD = 2e-2, 1e-4
 # How often every pair of slots meets in a round while there are few slots.
