@@ -9,6 +9,9 @@ import torch
 
 from specmoe.errors import UsageError
 
+# The types that weights, and rows to be added up, may have.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _device_values_checked: ContextVar[bool] = ContextVar("device_values_checked", default=sys.flags.dev_mode)
 
 

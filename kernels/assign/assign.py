@@ -5,7 +5,7 @@ import torch
 from specmoe.errors import UsageError
 from specmoe.kernels.assign.assignment import Assignment, SlotGroups
 from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference, rows_of_pairs
-from specmoe.kernels.checks import check_argument, check_values
+from specmoe.kernels.checks import FLOATS, check_argument, check_values
 from specmoe.kernels.routing_tables import RoutingTables
 
 MAX_EXPERTS = 1024
@@ -87,8 +87,5 @@ def _check_others(
             f"{T} tokens, {E} experts, top-{K} and {R} ranks were given; up to {MAX_TOKENS} tokens, {MAX_EXPERTS} "
             f"experts, top-1 to top-{MAX_TOP_K} and {MAX_RANKS} ranks are supported"
         )
-    check_argument(name, weights, _FLOATS, chosen.shape, tables.device)
+    check_argument(name, weights, FLOATS, chosen.shape, tables.device)
     check_argument("home_rank", home_rank, (torch.int32,), (T,), tables.device)
-
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -9,11 +9,16 @@ import torch
 from specmoe.kernels.assign.group_fused import group_by_slot_op
 from specmoe.kernels.launch.compiler import kernel, tl
 from specmoe.kernels.launch.device import device_of
+from specmoe.kernels.launch.operator import operator
 
 BLOCK_PAIRS = 1024
 
 
-@torch.library.custom_op("specmoe::keep_best", mutates_args=())
+def _new_outputs(group: torch.Tensor, key: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return group.new_empty(group.shape, dtype=torch.bool), torch.empty_like(limits)
+
+
+@operator("keep_best", _new_outputs)
 def keep_best_op(group: torch.Tensor, key: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As `Steps.keep_best`: kept, demand."""
     num_pairs = group.numel()
@@ -31,11 +36,6 @@ def mark_kept(key_at: torch.Tensor, offsets: torch.Tensor, limits: torch.Tensor)
         with device_of(key_at):
             _keep_best[(len(limits),)](key_at, offsets, limits, kept_at, BLOCK=BLOCK_PAIRS)
     return kept_at
-
-
-@keep_best_op.register_fake
-def _(group: torch.Tensor, key: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return group.new_empty(group.shape, dtype=torch.bool), torch.empty_like(limits)
 
 
 @kernel

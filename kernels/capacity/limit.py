@@ -10,7 +10,7 @@ from specmoe.errors import UsageError
 from specmoe.kernels.capacity.capacity import CapacityLimits, LimitedPairs
 from specmoe.kernels.capacity.reference import ReferenceSteps
 from specmoe.kernels.capacity.steps import Steps
-from specmoe.kernels.checks import check_argument, check_values
+from specmoe.kernels.checks import FLOATS, check_argument, check_values
 from specmoe.kernels.routing_tables import RoutingTables
 
 # A pair that one expert of its home rank refuses is offered to the next best with room, so many times in all.
@@ -29,7 +29,7 @@ def limit_pairs(
     Surviving weights are as they were, not normalised again. Deterministic; nothing waits for the device. Raises
     `UsageError` for a wrong shape, dtype, device or layout. `assign_slots` makes rows of the result.
     """
-    _check(top_k_index, home_rank, tables, capacity)
+    _check(top_k_index, top_k_weights, home_rank, tables, capacity)
     return limit_with(_steps(tables.device), top_k_index, top_k_weights, home_rank, tables, capacity)
 
 
@@ -121,7 +121,13 @@ def _steps(device: torch.device) -> Steps:
     return ReferenceSteps()
 
 
-def _check(top_k_index: torch.Tensor, home_rank: torch.Tensor, tables: RoutingTables, capacity: CapacityLimits) -> None:
+def _check(
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    home_rank: torch.Tensor,
+    tables: RoutingTables,
+    capacity: CapacityLimits,
+) -> None:
     device, E, R = tables.device, tables.num_logical_experts, tables.ep_size
     columns = {"expert": E, "device": R}
     if capacity.level not in columns:
@@ -130,6 +136,7 @@ def _check(top_k_index: torch.Tensor, home_rank: torch.Tensor, tables: RoutingTa
         raise UsageError(f"the capacity's overflow is {capacity.overflow!r}, 'drop' or 'reroute' was expected")
     check_argument("top_k_index", top_k_index, (torch.int64, torch.int32), (-1, -1), device)
     T, K = top_k_index.shape
+    check_argument("top_k_weights", top_k_weights, FLOATS, (T, K), device)
     check_argument("limits", capacity.limits, (torch.int32,), (R, columns[capacity.level]), device)
     check_argument("scores", capacity.scores, (torch.float32,), (T, K), device)
     check_argument("home_rank", home_rank, (torch.int32,), (T,), device)

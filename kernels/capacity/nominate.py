@@ -4,15 +4,20 @@ import torch
 
 from specmoe.kernels.launch.compiler import kernel, power_of_two, tl
 from specmoe.kernels.launch.device import device_of
+from specmoe.kernels.launch.operator import operator
 
 
-@torch.library.custom_op("specmoe::nominate", mutates_args=())
+def _new_candidates(wants: torch.Tensor, *_: object) -> torch.Tensor:
+    return wants.new_empty(wants.shape, dtype=torch.int32)
+
+
+@operator("nominate", _new_candidates)
 def nominate_op(
     wants: torch.Tensor, scores: torch.Tensor, taken: torch.Tensor, is_open: torch.Tensor, home_rank: torch.Tensor
 ) -> torch.Tensor:
     """As `Steps.nominate`."""
     (num_tokens, top_k), num_experts = wants.shape, scores.shape[1]
-    candidate = scores.new_empty((num_tokens, top_k), dtype=torch.int32)
+    candidate = _new_candidates(wants)
     if num_tokens > 0:
         with device_of(scores):
             _nominate[(num_tokens,)](
@@ -20,13 +25,6 @@ def nominate_op(
                 num_experts, TOP_K=top_k, TAKEN=taken.shape[1], E=power_of_two(num_experts),
             )  # fmt: skip
     return candidate
-
-
-@nominate_op.register_fake
-def _(
-    wants: torch.Tensor, scores: torch.Tensor, taken: torch.Tensor, is_open: torch.Tensor, home_rank: torch.Tensor
-) -> torch.Tensor:
-    return scores.new_empty(wants.shape, dtype=torch.int32)
 
 
 @kernel

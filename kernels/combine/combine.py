@@ -2,7 +2,7 @@
 
 import torch
 
-from specmoe.kernels.checks import check_argument, check_values
+from specmoe.kernels.checks import FLOATS, check_argument, check_values
 from specmoe.kernels.combine.reference import combine_reference
 
 
@@ -13,7 +13,7 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
     Products and sums are taken in float32 (in float64 for float64 rows) and rounded once. Deterministic. Raises
     `UsageError` for a wrong shape, dtype, device or layout.
     """
-    check_argument("rows", rows, _FLOATS, (-1, -1), rows.device)
+    check_argument("rows", rows, FLOATS, (-1, -1), rows.device)
     check_argument("positions", positions, (torch.int32,), (-1, -1), rows.device)
     check_values("positions", positions, 0, rows.shape[0], or_none=True)
     if weights is not None:
@@ -24,6 +24,3 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
         out: torch.Tensor = combine_fused(rows, positions, weights)
         return out
     return combine_reference(rows, positions, weights)
-
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from specmoe.kernels.capacity.capacity import CapacityLimits
 from specmoe.kernels.capacity.fused import FusedSteps
 from specmoe.kernels.capacity.keep_best import keep_best_op
-from specmoe.kernels.capacity.limit import limit_with
+from specmoe.kernels.capacity.limit import limit_pairs, limit_with
 from specmoe.kernels.capacity.nominate import nominate_op
 from specmoe.kernels.capacity.reference import ReferenceSteps
 from specmoe.kernels.routing_tables import RoutingTables
@@ -51,6 +51,38 @@ def test_limits_are_those_of_the_reference(kernel_device, limit_case, poisoned, 
         ours, theirs = getattr(result, field.name).cpu(), getattr(expected, field.name)
         assert ours.dtype == theirs.dtype, field.name
         assert torch.equal(ours, theirs), field.name
+
+
+SOME = {
+    "seed": 3, "nodes": (1, 1), "num_experts": 6, "top_k": 2, "num_tokens": 8, "choice": "cover", "level": "expert",
+    "overflow": "reroute", "with_priority": True, "most": 2,
+}  # fmt: skip
+
+
+def test_limiting_compiles_into_one_graph(kernel_device, limit_case):
+    case = limit_case(**SOME)
+    tables, capacity = _moved(case.tables, kernel_device), _moved(case.capacity, kernel_device)
+    inputs = [tensor.to(kernel_device) for tensor in (case.index, case.weights, case.home)]
+
+    def slots(*inputs):
+        return limit_with(FusedSteps(), *inputs, tables, capacity).pair_slot
+
+    compiled = torch.compile(slots, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*inputs), slots(*inputs))
+
+
+@pytest.mark.gpu
+def test_limiting_waits_for_nothing(limit_case):
+    case, device = limit_case(**SOME), torch.device("cuda")
+    tables, capacity = _moved(case.tables, device), _moved(case.capacity, device)
+    inputs = [tensor.to(device) for tensor in (case.index, case.weights, case.home)]
+    expected = limit_pairs(*inputs, tables, capacity).pair_slot
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        slots = limit_pairs(*inputs, tables, capacity).pair_slot
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(slots, expected)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 700, 1499, 1500, 4000])
