@@ -50,3 +50,7 @@ def test_rows_move_in_vectors_of_16_bytes_and_no_other(accesses_by_generation, c
 def test_no_kernel_has_an_atomic_operation_on_memory(accesses_by_generation, capability):
     for name, found in accesses_by_generation[capability].items():
         assert not [access for access in found if access.startswith(("atom", "red"))], name
+
+
+def test_assign_compiles_at_the_limits_of_what_is_supported(accesses_by_generation):
+    assert set(accesses_by_generation["largest"]) == {"_assign_in_one", "_count", "_number"}

@@ -137,6 +137,19 @@ def test_large_sizes_of_the_supported_range_run(random_plan):
     assert assignment.pair_slot[token].tolist() == serving_slots(plan, 0, index[token].tolist(), int(home[token]))
 
 
+def test_a_million_tokens_run(random_plan):
+    plan, *_ = _case(random_plan, 0, (2,), 1024, 2, 0, "static", 0)
+    T = 2**20
+    first = torch.arange(T) % 1024
+    index, home = torch.stack([first, (first + 1) % 1024], dim=1), (torch.arange(T) % 2).to(torch.int32)
+    assignment = assign(index, torch.ones(T, 2), home, RoutingTables.of_layer(plan, 0, CPU))
+    slots = plan.dispatch_slot[0][home[:, None], index]
+    assert np.array_equal(assignment.pair_slot, slots)
+    goes = (plan.rank_of_physical[slots][:, :, None] == np.arange(2)).any(axis=1)
+    assert assignment.row_offsets.tolist() == [0, goes[:, 0].sum(), goes.sum()]
+    assert assignment.token_rows.max() == goes.sum() - 1
+
+
 def test_cover_takes_tokens_in_blocks_without_changing_the_result(random_plan, monkeypatch):
     plan, index, weights, home = _case(random_plan, 3, (2, 2), 12, 4, 2, "cover", 50)
     tables = RoutingTables.of_layer(plan, 0, CPU)

@@ -103,6 +103,12 @@ def test_all_outputs_are_those_of_the_reference(kernel_device, poisoned, monkeyp
     run()
 
 
+@pytest.mark.parametrize(("T", "K"), [(513, 4), (683, 3), (65, 32)])
+def test_just_more_pairs_than_one_launch_takes_are_those_of_the_reference(kernel_device, poisoned, T, K):
+    assert T * K > fused.ONE_LAUNCH_PAIRS
+    _check(kernel_device, poisoned, (0, (2, 2), 40, 1, "cover", T, K, "hot"))
+
+
 @pytest.mark.parametrize(("choice", "T"), [("static", 5), ("cover", 3)])
 @pytest.mark.parametrize(
     ("nodes", "E", "K"), [((64, 64, 64, 64), 1024, 32), ((33,), 40, 4), ((20, 45), 130, 3)], ids=["largest", "33", "65"]

@@ -65,6 +65,20 @@ def test_aligned_groups_begin_at_multiples_and_overlap_nowhere(kernel_device):
     assert groups.positions.tolist() == [[0, 8], [1, -1], [16, 2]]
 
 
+@pytest.mark.parametrize("launches", [1, 3])
+def test_slots_that_are_not_held_here_are_left_out(kernel_device, poisoned, monkeypatch, launches):
+    if launches == 3:
+        for name, value in {"ONE_LAUNCH_PAIRS": 0, "MAX_SLOTS": 4, "MIN_SLOTS": 1}.items():
+            monkeypatch.setattr(group_fused, name, value)
+    # Slots 5 to 10 are held; a program's registers have places for more.
+    held = torch.tensor([[5, 11], [12, 10], [4, 5], [2**31 - 1, -(2**31)]], dtype=torch.int32)
+    with poisoned():
+        groups = group_by_slot_fused(held.to(kernel_device), 5, 6, 4)
+    assert groups.positions.tolist() == [[0, -1], [-1, 4], [-1, 1], [-1, -1]]
+    assert groups.slot_counts.tolist() == [2, 0, 0, 0, 0, 1]
+    assert groups.slot_offsets.tolist() == [0, 4, 4, 4, 4, 4, 8]
+
+
 def test_the_operator_tells_shapes_without_running(kernel_device):
     row_slots = torch.tensor([[4, 5], [4, -1]], dtype=torch.int32, device=kernel_device)
     torch.library.opcheck(group_by_slot_op, (row_slots, 4, 4, 8))

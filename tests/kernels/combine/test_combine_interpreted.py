@@ -59,9 +59,12 @@ def test_what_nobody_asks_for_may_hold_nan(kernel_device):
     assert combine_fused(rows, positions, weights).tolist() == [[2.0], [0.0]]
 
 
-def test_a_row_past_the_end_adds_nothing(kernel_device):
-    positions = torch.tensor([[2**31 - 1, 0]], dtype=torch.int32, device=kernel_device)
-    assert combine_fused(torch.ones((1, 4), device=kernel_device), positions, None).tolist() == [[1.0] * 4]
+@pytest.mark.parametrize("position", [1, 2**31 - 1, -2, -(2**31)])
+def test_a_row_that_does_not_exist_adds_nothing(kernel_device, position):
+    positions = torch.tensor([[position, 0]], dtype=torch.int32, device=kernel_device)
+    # The middle of a buffer, so that what is read beside it shows.
+    buffer = torch.ones((5, 4), device=kernel_device)
+    assert combine_fused(buffer[2:3], positions, None).tolist() == [[1.0] * 4]
 
 
 def test_the_operator_tells_shapes_without_running(kernel_device):

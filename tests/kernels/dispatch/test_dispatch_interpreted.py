@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specmoe.kernels.dispatch import fused
-from specmoe.kernels.dispatch.fused import dispatch_fused, dispatch_scaled_fused
+from specmoe.kernels.dispatch.fused import copy_rows, dispatch_fused, dispatch_scaled_fused
 from specmoe.kernels.dispatch.reference import dispatch_reference
 from specmoe.kernels.launch.shapes import LaunchShape
 
@@ -33,7 +33,7 @@ def _assert_same_places(out, expected, positions):
 @given(
     seed=st.integers(0, 10**6),
     T=st.integers(0, 9),
-    C=st.integers(1, 5),
+    C=st.integers(1, 12),
     spare=st.integers(0, 3),
     width=st.integers(1, 40),
     dtype=st.sampled_from(DTYPES),
@@ -85,9 +85,13 @@ def test_places_that_nothing_names_are_not_written(kernel_device, poisoned):
     assert out.isnan().any(dim=1).tolist() == [True, False, True]
 
 
-def test_a_place_past_the_end_is_left_out(kernel_device):
-    positions = torch.tensor([[2**31 - 1, 0]], dtype=torch.int32, device=kernel_device)
-    assert dispatch_fused(torch.ones((1, 4), device=kernel_device), positions, 1).tolist() == [[1.0] * 4]
+@pytest.mark.parametrize("place", [1, 2**31 - 1, -2, -(2**31)])
+def test_a_place_outside_the_output_is_left_out(kernel_device, place):
+    positions = torch.tensor([[place, 0]], dtype=torch.int32, device=kernel_device)
+    # The middle of a buffer, so that what is written beside it shows.
+    buffer = torch.zeros((4, 4), device=kernel_device)
+    copy_rows(positions, torch.ones((1, 4), device=kernel_device), buffer[2:3], None, None, fused.SHAPE)
+    assert buffer.sum(dim=1).tolist() == [0.0, 0.0, 4.0, 0.0]
 
 
 def test_the_operator_tells_shapes_without_running(kernel_device):
