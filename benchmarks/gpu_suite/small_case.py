@@ -9,11 +9,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel_suite"))
 
 import torch
 from calls import assign, combine, dispatch, group_by_slot
-from inputs import Shape, contiguous_tables, random_batches
+from inputs import Batch, Shape, contiguous_tables, random_batches
 
 from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference
+from specmoe.kernels.capacity.capacity import CapacityLimits
+from specmoe.kernels.capacity.fused import FusedSteps
+from specmoe.kernels.capacity.limit import limit_with
+from specmoe.kernels.capacity.reference import ReferenceSteps
 from specmoe.kernels.combine.reference import combine_reference
+from specmoe.kernels.dispatch.fused import dispatch_scaled_fused
 from specmoe.kernels.dispatch.reference import dispatch_reference
+from specmoe.kernels.routing_tables import RoutingTables
 
 SHAPE = Shape(num_experts=16, top_k=4, hidden_size=48, intermediate_size=16)
 # In one launch, and in several.
@@ -44,6 +50,28 @@ def check(num_tokens: int, choice: str, device: torch.device) -> None:
     # In float32, since the interpreter rounds bfloat16 otherwise than a GPU.
     out = combine(rows.float(), assignment.token_rows, None)
     require(torch.equal(out, combine_reference(rows.float(), assignment.token_rows, None)), "combine")
+    check_quantized(batch.hidden, assignment.token_rows, num_rows)
+    check_limits(batch, tables)
+
+
+def check_quantized(hidden: torch.Tensor, token_rows: torch.Tensor, num_rows: int) -> None:
+    rows, scales = hidden.to(torch.float8_e4m3fn), hidden[:, :3].float().contiguous()
+    moved = dispatch_scaled_fused(rows, scales, token_rows, num_rows)
+    expected = (dispatch_reference(part, token_rows, num_rows) for part in (rows.view(torch.uint8), scales))
+    for ours, theirs, name in zip(moved, expected, ("quantized rows", "scales"), strict=True):
+        require(torch.equal(ours.view(theirs.dtype), theirs), name)
+
+
+def check_limits(batch: Batch, tables: RoutingTables) -> None:
+    """Half of the room that the batch wants, and what has none rerouted."""
+    scores = torch.rand((len(batch.home), SHAPE.num_experts), device=batch.hidden.device)
+    room = batch.index.numel() // (2 * SHAPE.num_experts * tables.ep_size)
+    limits = CapacityLimits(
+        level="expert", overflow="reroute", limits=torch.full_like(tables.dispatch_slot, room),
+        scores=batch.weights, router_scores=scores,
+    )  # fmt: skip
+    arguments = (batch.index, batch.weights, batch.home, tables, limits)
+    require_equal(limit_with(FusedSteps(), *arguments), limit_with(ReferenceSteps(), *arguments))
 
 
 def require_equal(ours: object, theirs: object) -> None:

@@ -50,7 +50,8 @@ def measure_layer(shape: Shape, experts: torch.nn.Module, num_tokens: int, num_r
     prepared = [Prepared(batch, tables) for batch in batches]
     _check_agreement(experts, prepared[0], tables)
     for name, step in _steps(experts, tables).items():
-        timing = time_call(lambda i, step=step: step(prepared[i]), count, device)
+        captured = name not in (PRODUCT, OURS, THEIRS) or _is_product_captured(device)
+        timing = time_call(lambda i, step=step: step(prepared[i]), count, device, capture=captured)
         yield {"tokens": num_tokens, "step": name, **asdict(timing)}
 
 
@@ -81,6 +82,12 @@ def _steps(experts: torch.nn.Module, tables: RoutingTables) -> dict[str, Callabl
             experts, p.batch.hidden, p.batch.index, p.batch.weights.to(p.batch.hidden.dtype)
         ),
     }
+
+
+def _is_product_captured(device: torch.device) -> bool:
+    """Whether torch's grouped product waits for nothing: before Hopper it asks the device for the groups' sizes
+    (github.com/pytorch/pytorch/issues/169970)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _check_agreement(experts: torch.nn.Module, prepared: Prepared, tables: RoutingTables) -> None:

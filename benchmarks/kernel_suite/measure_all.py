@@ -3,9 +3,9 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,21 @@ def split(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def measure_layers(shape: Shape, tokens: Sequence[int], ranks: int, device: torch.device) -> list[dict[str, Any]]:
+def measure(
+    shape: Shape, tokens: Sequence[int], ranks: int, device: torch.device, *, with_layer: bool
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The records of one model's shape, batch size by batch size: "operations", then "layer"."""
+    for count in tokens:
+        click.echo(f"{count} tokens", err=True)
+        yield "operations", list(measure_shape(shape, count, ranks, device))
+    if not with_layer:
+        return
     from layer import make_experts, measure_layer
 
     experts = make_experts(shape, device)
-    layer: list[dict[str, Any]] = []
     for count in tokens:
         click.echo(f"whole layer, {count} tokens", err=True)
-        layer += measure_layer(shape, experts, count, ranks)
-    return layer
-
-
-def measure(
-    shape: Shape, tokens: Sequence[int], ranks: int, device: torch.device, *, with_layer: bool
-) -> dict[str, Any]:
-    """Every record of one model's shape."""
-    operations: list[dict[str, Any]] = []
-    for count in tokens:
-        click.echo(f"{count} tokens", err=True)
-        operations += measure_shape(shape, count, ranks, device)
-    return {"operations": operations, "layer": measure_layers(shape, tokens, ranks, device) if with_layer else []}
+        yield "layer", list(measure_layer(shape, experts, count, ranks))
 
 
 def about(device: torch.device, ranks: int) -> dict[str, Any]:
@@ -55,12 +50,19 @@ def about(device: torch.device, ranks: int) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else "no device, a dry run in Triton's interpreter",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {package: version(package) for package in ("specmoe", "torch", "triton", "transformers")}
+        "versions": {package: _version(package) for package in ("specmoe", "torch", "triton", "transformers")}
         | {"cuda": torch.version.cuda},
         "command": shlex.join(["python", *sys.argv]),
         "ranks": ranks,
         "copy_tb_per_s": copy_bandwidth(device),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed, from its source folder"
 
 
 def write(record: dict[str, Any], stem: Path) -> None:
@@ -85,7 +87,7 @@ def main(tokens: str, shapes: str, ranks: int, layer: bool, tune: bool, out: Pat
     if not dry_run and not torch.cuda.is_available():
         raise click.ClickException("the kernels' speed is measured on a CUDA device, and this machine has none")
     device = torch.device("cpu" if dry_run else "cuda")
-    record = {"about": about(device, ranks), "shapes": []}
+    record: dict[str, Any] = {"about": about(device, ranks), "shapes": []}
     stem = out / f"kernels-{'dry-run' if dry_run else torch.cuda.get_device_name().replace(' ', '-')}"
     for name in split(shapes):
         click.echo(name, err=True)
@@ -93,7 +95,10 @@ def main(tokens: str, shapes: str, ranks: int, layer: bool, tune: bool, out: Pat
         if tune and not dry_run:
             tune_moves(shape.hidden_size, shape.top_k, torch.bfloat16, device)
         counts = [int(count) for count in split(tokens)]
-        record["shapes"].append({"name": name, **measure(shape, counts, ranks, device, with_layer=layer)})
-        # After each: a run that is cut off leaves what it has.
-        write(record, stem)
+        found: dict[str, Any] = {"name": name, "operations": [], "layer": []}
+        record["shapes"].append(found)
+        for part, records in measure(shape, counts, ranks, device, with_layer=layer):
+            found[part] += records
+            # After each: a run that is cut off leaves what it has.
+            write(record, stem)
     click.echo(markdown(record))
