@@ -4,8 +4,9 @@
 
 Runs the demo's model on the beginnings of held-out requests under every bound of the two levels, the two overflow
 rules, the two divisions among source ranks and the factors below, on four ranks: once with experts in checkpoint order
-("linear"), once as solved on the profile, and once with replica slots as well. Writes results/capacity.json after every
-plan, and docs/capacity.md from it at the end. About 15 minutes on two cores; fewer --batches take less.
+("linear"), once as solved on the profile, and once with replica slots as well. Rerouting is measured on one larger
+batch too, since what a source rank must guess of the others swings less there. Writes results/capacity.json after
+every plan, and docs/capacity.md from it at the end. About 18 minutes on two cores; --batches 1 takes less.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -29,7 +30,6 @@ import torch
 import specmoe
 from specmoe.kernels.capacity.capacity import CapacityLevel, Overflow
 from specmoe.placement.capacity_quotas import Division
-from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 from specmoe.runtime.capacity import CapacityPolicy
@@ -51,27 +51,39 @@ OVERFLOWS: tuple[Overflow, ...] = ("drop", "reroute")
 DIVISIONS: tuple[Division, ...] = ("even", "plan")
 FACTORS = (0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 BATCH_REQUESTS = 32
+LARGE_BATCH_REQUESTS = 128
+LARGE_BATCH_FACTORS = (0.9, 1.0, 1.1, 1.25, 1.5)
+# level, overflow, division, factor
+Bounds = Sequence[tuple[CapacityLevel, Overflow, Division, float]]
+BOUNDS: Bounds = tuple(product(LEVELS, OVERFLOWS, DIVISIONS, FACTORS))
+LARGE_BATCH_BOUNDS: Bounds = tuple(product(LEVELS, ("reroute",), ("plan",), LARGE_BATCH_FACTORS))
 
 
 def main() -> None:
     arguments = _arguments()
     heldout = RoutingProfile.load(arguments.demo / "heldout.profile")
-    tokens = _requests(heldout, arguments.batches * BATCH_REQUESTS, arguments.tokens)
+    tokens = _requests(heldout, max(arguments.batches * BATCH_REQUESTS, LARGE_BATCH_REQUESTS), arguments.tokens)
+    parts = {
+        BATCH_REQUESTS: (tokens[: arguments.batches * BATCH_REQUESTS], BOUNDS),
+        LARGE_BATCH_REQUESTS: (tokens[:LARGE_BATCH_REQUESTS], LARGE_BATCH_BOUNDS),
+    }
     about = {
         "date": date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/capacity.py", *_stated(arguments)]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {name: version(name) for name in ("specmoe", "torch", "transformers")},
-        "tokens": tokens.numel(),
+        "tokens": {batch_requests: requests.numel() for batch_requests, (requests, _) in parts.items()},
         "request_tokens": arguments.tokens,
-        "batch_requests": BATCH_REQUESTS,
         "num_ranks": NUM_RANKS,
         "heldout_fingerprint": heldout.fingerprint,
     }
     outcomes: list[Outcome] = []
     for attention in arguments.attention:
         for name in PLANS:
-            outcomes += _measure(arguments, attention, name, tokens)
+            compiled = _compile(arguments, attention, name)
+            for batch_requests, (requests, bounds) in parts.items():
+                about_run = {"attention": attention, "plan": name, "batch_requests": batch_requests}
+                outcomes += _measure(compiled, requests, bounds, about_run)
             stored = {"about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
             (arguments.results / "capacity.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     arguments.page.write_text(page(about, outcomes), encoding="utf-8")
@@ -105,30 +117,35 @@ def _requests(profile: RoutingProfile, number: int, length: int) -> torch.Tensor
     return torch.tensor(np.stack([sample.token_ids[start : start + length] for start in chosen])).long()
 
 
-def _measure(arguments: argparse.Namespace, attention: Any, name: str, tokens: torch.Tensor) -> Iterator[Outcome]:
-    """One plan without a bound, then under every bound."""
-    out = arguments.work / f"{name}-{attention}".replace(" ", "-")
-    specmoe.reshard(arguments.demo / "model", _plan(arguments, attention, name), out, force=True)
-    unbounded = {"division": None, "level": None, "overflow": None, "factor": None}
-    yield Outcome(attention=attention, plan=name, **unbounded, **_run(out, None, tokens))  # type: ignore[arg-type]
-    for level, overflow, division, factor in product(LEVELS, OVERFLOWS, DIVISIONS, FACTORS):
-        print(f"{name}, {attention}: {level} {overflow} {division} {factor}", file=sys.stderr)
-        bound: Any = {"level": level, "overflow": overflow, "division": division}
-        figures = _run(out, CapacityPolicy(factor, **bound), tokens)
-        yield Outcome(attention=attention, plan=name, factor=factor, **bound, **figures)
-
-
-def _plan(arguments: argparse.Namespace, attention: Any, name: str) -> PlacementPlan:
+def _compile(arguments: argparse.Namespace, attention: Any, name: str) -> Path:
+    """The demo's model, compiled for the plan of that name."""
     fit = RoutingProfile.load(arguments.demo / "fit.profile")
-    return specmoe.solve(fit, Topology.single_node(NUM_RANKS), attention=attention, bound_seconds=0, **PLANS[name])
+    topology = Topology.single_node(NUM_RANKS)
+    plan = specmoe.solve(fit, topology, attention=attention, bound_seconds=0, **PLANS[name])
+    out: Path = arguments.work / f"{name}-{attention}".replace(" ", "-")
+    specmoe.reshard(arguments.demo / "model", plan, out, force=True)
+    return out
+
+
+def _measure(compiled: Path, tokens: torch.Tensor, bounds: Bounds, about: dict[str, Any]) -> Iterator[Outcome]:
+    """One plan without a bound, then under each bound; tokens: int64 [N, S]."""
+    size = about["batch_requests"]
+    unbounded: Any = {"division": None, "level": None, "overflow": None, "factor": None}
+    yield Outcome(**about, **unbounded, **_run(compiled, None, tokens, size))
+    for level, overflow, division, factor in bounds:
+        bound: Any = {"level": level, "overflow": overflow, "division": division}
+        print(*about.values(), *bound.values(), factor, file=sys.stderr)
+        figures = _run(compiled, CapacityPolicy(factor, **bound), tokens, size)
+        yield Outcome(**about, factor=factor, **bound, **figures)
 
 
 @torch.inference_mode()
-def _run(compiled: Path, policy: CapacityPolicy | None, tokens: torch.Tensor) -> dict[str, float]:
+def _run(compiled: Path, policy: CapacityPolicy | None, tokens: torch.Tensor, size: int) -> dict[str, float]:
+    """Figures over batches of `size` requests."""
     model: Any = specmoe.load(compiled, device="cpu", dtype="float32", capacity=policy, verify_hashes=False)
     losses, loads, excess, dropped, rerouted, pairs = [], [], [], 0, 0, 0
-    for start in range(0, len(tokens), BATCH_REQUESTS):
-        batch = tokens[start : start + BATCH_REQUESTS]
+    for start in range(0, len(tokens), size):
+        batch = tokens[start : start + size]
         model.specmoe.reset_counters()
         logits = model(batch, use_cache=False).logits[:, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"))

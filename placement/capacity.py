@@ -1,10 +1,10 @@
 """What a capacity bound would cost: the pairs that overflow, and their gate mass, on one layer of a trace.
 
 Every source rank bounds its own tokens of a batch, before anything is sent. With n of the batch's tokens at home on
-it, a rank may send each expert, under the division "even", at most
+it, a rank may send each expert (level "expert"), or all experts on a rank together (level "device"), under the
+division "even", at most
 
-    ceil(factor * n * K / E)                       pairs, level "expert", or
-    ceil(factor * n * K * slots(r) / slots)        pairs to all experts on rank r together, level "device";
+    ceil(factor * n * K * s / P)        pairs, with s of the P slots the expert's, or the rank's;
 
 `placement/capacity_quotas.py` has the division "plan", for plans that say what traffic they expect. The rank keeps the
 pairs of the highest gate weight; among equals the earlier token, then the earlier of its experts. Under "drop" the
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.errors import ArtifactError
-from specmoe.placement.capacity_quotas import Division, Level, running_shares
+from specmoe.placement.capacity_quotas import Division, Level, running_shares, slot_counts
 from specmoe.placement.homes import TP_BATCH_TOKENS
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.serving import serve_layer
@@ -135,9 +135,8 @@ def bin_room(
     plan: PlacementPlan, layer: int, pairs: LayerPairs, factor: float, level: Level, division: Division
 ) -> NDArray[np.int64]:
     """int64 [G, E] (level expert) or [G, R] (level device): the pairs that each group may send to each bin."""
-    K, E = plan.top_k, plan.num_logical_experts
-    slots_share = np.diff(plan.slot_offsets) / plan.num_physical_experts
-    share: NDArray[np.float64] = np.full(E, 1.0 / E) if level == "expert" else slots_share
+    K = plan.top_k
+    share = slot_counts(plan, layer, level) / plan.num_physical_experts
     if division == "even":
         return _rounded_up(factor * pairs.tokens[:, None] * K * share[None, :])
     whole = _rounded_up(factor * plan.ep_size * pairs.tokens[:, None] * K * share[None, :])

@@ -1,7 +1,8 @@
 """How a capacity bound is divided among source ranks: equally, or as the plan expects its traffic.
 
-The bound on all tokens together is C = factor * T * K / E for an expert (Capacity-Aware Inference, arXiv 2503.05066),
-and its slots' share of factor * T * K for a device. It is enforced on each source rank by itself, before anything is
+The bound on all tokens together is C = factor * T * K * s / P for an expert with s of the P slots, which without
+replicas is factor * T * K / E (Capacity-Aware Inference, arXiv 2503.05066), and likewise for a device with s slots: a
+second copy is there to serve as much as the first. It is enforced on each source rank by itself, before anything is
 sent, so every rank needs its own part of C beforehand:
 
     "even"   C / R for every source, since a rank with n tokens takes them for 1 / R of all;
@@ -45,6 +46,13 @@ def division_of(plan: PlacementPlan, asked: Division | None) -> Division:
             "profile with a trace, or use division 'even'"
         )
     return asked or ("even" if plan.expected_pairs is None else "plan")
+
+
+def slot_counts(plan: PlacementPlan, layer: int, level: Level) -> NDArray[np.int64]:
+    """int64 [E], the slots that hold each expert in row `layer`; at level "device" [R], those of each rank."""
+    if level == "device":
+        return np.diff(plan.slot_offsets)
+    return np.bincount(plan.physical_to_logical[layer], minlength=plan.num_logical_experts)
 
 
 def running_shares(plan: PlacementPlan, layer: int, level: Level) -> RunningShares:

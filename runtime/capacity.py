@@ -21,8 +21,9 @@ TokenPriority = Callable[[torch.Tensor], torch.Tensor]
 class CapacityPolicy:
     """A capacity for each forward pass, enforced on the rank where tokens start, before anything is sent.
 
-    factor: the capacity over the mean load, `factor * T * K / E` pairs for an expert, or at level "device", for a
-    device, its share of the slots (Capacity-Aware Inference, arXiv 2503.05066). Every rank enforces its own part.
+    factor: the capacity over the mean load, `factor * T * K * s / P` pairs for an expert with s of the P slots (one of
+    E without replicas), or at level "device", for a device with s of them (Capacity-Aware Inference, arXiv 2503.05066).
+    Every rank enforces its own part.
     overflow: "drop" the pairs beyond it, or "reroute" them to experts of the token's own rank that have room. Weights
     are not renormalised; a token whose pairs are all dropped keeps its residual and shared expert. order: who is kept,
     the highest router "score" or the first to "arrive". priority: a function of the token ids (int64 [B, S]) whose

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One plan under one bound (factor None: none); shares are of all pairs.
+    """One plan under one bound (factor None: none), on batches of so many requests; shares are of all pairs.
 
     heaviest_load: the pairs of the busiest rank over the mean rank's share of all pairs that the router chose, in each
     batch and layer, averaged. excess: the pairs above that mean, summed over ranks, as a share: what has to be dropped
@@ -13,6 +13,7 @@ class Outcome:
     """
 
     attention: str
+    batch_requests: int
     plan: str
     division: str | None
     level: str | None

@@ -15,8 +15,8 @@ HEAD = """# Capacity bounds, with and without the optimized placement
 
 Made by `benchmarks/capacity.py` from its result, [capacity.json](../benchmarks/results/capacity.json). A
 `CapacityPolicy(factor, level, overflow, division)` bounds the (token, expert) pairs of one forward pass that an expert
-or, at level `device`, a rank serves to `factor` times the mean; pairs beyond it are dropped, or rerouted to experts of
-the token's own rank that have room. It is off by default, and lossy.
+or, at level `device`, a rank serves to `factor` times the mean of a slot for each slot that it has; pairs beyond it are
+dropped, or rerouted to experts of the token's own rank that have room. It is off by default, and lossy.
 
 The bound is enforced on each source rank by itself, before anything is sent, so that nothing has to be exchanged first:
 every rank has its own part of it. Division `even` gives every source rank the same part. That works against an
@@ -28,7 +28,11 @@ bound as a whole is the same. Old plans, and those from counts alone, are bounde
 What remains is chance: a source knows its own tokens alone, so it must drop what exceeds its part even where another
 source leaves its own unused. Under `dp` all tokens of a request sit on one rank and want much the same experts, so what
 a source asks for swings from batch to batch, more under an optimized plan than under linear; under `tp` every source
-has tokens of all requests, and swings less. A bound of 1 on the heaviest load allows for no swing at all.
+has tokens of all requests, and swings less. In a larger batch the swings are smaller, so rerouting is measured on a
+batch of four times as many requests as well. A heaviest load of 1 leaves no room for them, and the pairs that want a
+full rank and start there have nowhere to go: rerouting keeps to the token's own rank, and an optimized plan has most
+pairs start where they are served. Plans that are solved for a more even load (`--max-imbalance 1.01`) were tried on the
+profile's own requests, and did no better on the whole.
 
 Heaviest load: the pairs of the busiest rank over the mean of what the router chose, averaged over batches and layers;
 what a step waits for. Dropped and rerouted: shares of all pairs. Perplexity is on held-out text.
@@ -38,33 +42,37 @@ what a step waits for. Dropped and rerouted: shares of all pairs. Perplexity is 
 def page(about: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     """The whole page; outcomes of the same attention, plan and bound stand in one row."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    sizes = " and ".join(f"{number:,} in batches of {size}" for size, number in about["tokens"].items())
     lines = [
         HEAD,
-        f"The demo's model, {about['num_ranks']} ranks, {about['tokens']:,} held-out tokens in batches of "
-        f"{about['batch_requests']} requests of {about['request_tokens']}; {versions}; {about['machine']}; "
-        f"{about['date']}; `{about['command']}`.\n",
+        f"The demo's model, {about['num_ranks']} ranks, held-out requests of {about['request_tokens']} tokens; tokens: "
+        f"{sizes}; {versions}; {about['machine']}; {about['date']}; `{about['command']}`.\n",
     ]
-    for attention in dict.fromkeys(outcome.attention for outcome in outcomes):
-        own = [outcome for outcome in outcomes if outcome.attention == attention]
-        lines += _same_load(attention, own)
-    for attention in dict.fromkeys(outcome.attention for outcome in outcomes):
-        own = [outcome for outcome in outcomes if outcome.attention == attention]
-        lines += _every_bound(attention, own)
+    parts: dict[tuple[str, int], list[Outcome]] = {}
+    for outcome in outcomes:
+        parts.setdefault((outcome.attention, outcome.batch_requests), []).append(outcome)
+    for part, own in parts.items():
+        lines += _same_load(*part, own)
+    for part, own in parts.items():
+        lines += _every_bound(*part, own)
     return "\n".join(lines) + "\n"
 
 
-def _same_load(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _same_load(attention: str, batch_requests: int, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Drops that go with one heaviest load, between the factors on a straight line."""
     plans = list(dict.fromkeys(outcome.plan for outcome in outcomes))
-    columns = [(plan, division) for plan in plans for division in DIVISIONS]
-    yield f"\n## Dropped pairs for the same heaviest load, `{attention}`\n"
+    measured = {(outcome.overflow, outcome.division) for outcome in outcomes}
+    overflows = [overflow for overflow in OVERFLOWS if (overflow, "plan") in measured]
+    divisions = [division for division in DIVISIONS if ("reroute", division) in measured]
+    columns = [(plan, division) for plan in plans for division in divisions]
+    yield f"\n## Dropped pairs for the same heaviest load, `{attention}`, batches of {batch_requests} requests\n"
     yield "By interpolation between the factors below; empty where no factor is as tight. In brackets the pairs"
     yield "rerouted. The last columns are dropped pairs over linear's, both under division `plan`, the default.\n"
     names = [f"{plan}, {division}" for plan, division in columns] + [f"{plan} / linear" for plan in plans[1:]]
     yield f"| level | overflow | heaviest load | {' | '.join(names)} |"
     yield "|---" * (3 + len(names)) + "|"
     halved: list[str] = []
-    for level, overflow, load in product(LEVELS, OVERFLOWS, SAME_LOADS):
+    for level, overflow, load in product(LEVELS, overflows, SAME_LOADS):
         at = {column: _at_load(load, level, overflow, *column, outcomes) for column in columns}
         shown = [_share(at[column], overflow) for column in columns]
         linear = at[plans[0], "plan"]
@@ -109,9 +117,9 @@ def _is_halved(found: tuple[float, float] | None, linear: tuple[float, float] | 
     return found is not None and linear is not None and found[0] <= linear[0] / 2
 
 
-def _every_bound(attention: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _every_bound(attention: str, batch_requests: int, outcomes: Sequence[Outcome]) -> Iterator[str]:
     plans = list(dict.fromkeys(outcome.plan for outcome in outcomes))
-    yield f"\n## Every bound, `{attention}`\n"
+    yield f"\n## Every bound, `{attention}`, batches of {batch_requests} requests\n"
     figures = ("perplexity", "heaviest load", "dropped", "rerouted")
     heads = [f"{figure}: {plan}" for figure in figures for plan in plans]
     yield f"| level | overflow | division | factor | {' | '.join(heads)} |"

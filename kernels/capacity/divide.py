@@ -25,8 +25,8 @@ class SourceShares:
 def even_limits(
     home_rank: torch.Tensor, top_k: int, tables: RoutingTables, factor: float, level: CapacityLevel
 ) -> torch.Tensor:
-    """int32 [R, E] or [R, R]: `ceil(factor * T_h * K / E)` for each expert, with T_h the tokens at home on h; at level
-    "device" `ceil(factor * T_h * K * S / P)` for a rank with S of the P slots. home_rank: int32 [T].
+    """int32 [R, E] or [R, R]: `ceil(factor * T_h * K * S / P)` for an expert, or at level "device" a rank, with S of P
+    slots, and T_h the tokens at home on h. home_rank: int32 [T].
     """
     limits = _whole_bound(home_rank, top_k, tables, factor, level)
     return limits.clamp(max=len(home_rank) * top_k).to(torch.int32)
@@ -42,8 +42,8 @@ def quota_limits(
 ) -> torch.Tensor:
     """int32 [R, E] or [R, R]: each home rank's part of the bound on `R * T_h` tokens, as the plan expects its traffic.
 
-    Where every rank has equally many tokens, the parts of a bin add up to `ceil(factor * T * K / E)`, or its device's
-    share. home_rank: int32 [T].
+    Where every rank has equally many tokens, the parts of a bin with S of the P slots add up to
+    `ceil(factor * T * K * S / P)`. home_rank: int32 [T].
     """
     whole = _whole_bound(home_rank, top_k, tables, factor * tables.ep_size, level)
     # The same hair for both ends: the steps still add up to the whole.
@@ -57,10 +57,7 @@ def _whole_bound(
     """float64 [R, bins], whole numbers: `factor` times the mean of each bin, for the tokens of each home rank."""
     tokens = torch.zeros(tables.ep_size, dtype=torch.int64, device=home_rank.device)
     tokens.scatter_add_(0, home_rank.long(), torch.ones_like(home_rank, dtype=torch.int64))
-    if level == "expert":
-        share = torch.ones(tables.num_logical_experts, dtype=torch.float64, device=home_rank.device)
-    else:
-        share = tables.slot_offsets.diff().double()
-    exact = factor * top_k * tokens.double()[:, None] * share[None, :] / share.sum()
+    slots = (tables.slot_on_rank >= 0).sum(dim=0) if level == "expert" else tables.slot_offsets.diff()
+    exact = factor * top_k * tokens.double()[:, None] * slots.double()[None, :] / tables.num_physical_experts
     # What rounding lifts off a whole number by a hair must not count as the next one.
     return torch.ceil(exact - 1e-12 * exact)

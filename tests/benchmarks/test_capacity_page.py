@@ -30,8 +30,8 @@ def outcome(suite, plan, factor, load, dropped):
     if factor is not None:
         bound = {"division": "plan", "level": "device", "overflow": "reroute"}
     return suite["outcome"].Outcome(
-        attention="dp", plan=plan, factor=factor, heaviest_load=load, dropped=dropped, rerouted=dropped / 2,
-        perplexity=10.0, excess=0.0, **bound,
+        attention="dp", batch_requests=32, plan=plan, factor=factor, heaviest_load=load, dropped=dropped,
+        rerouted=dropped / 2, perplexity=10.0, excess=0.0, **bound,
     )  # fmt: skip
 
 

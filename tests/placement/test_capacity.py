@@ -35,7 +35,7 @@ def slow_room(plan: PlacementPlan, layer: int, source: int, tokens: int, factor:
     expected = [[Fraction(float(value)) for value in row] for row in plan.expected_pairs[layer]]
     room = []
     for number in range(num_bins):
-        part = Fraction(1, num_bins) if level == "expert" else Fraction(slots.count(number), P)
+        part = Fraction(bins.count(number), P)
         whole = ceil(factor * R * tokens * plan.top_k * part)
         asked = [sum(row[p] for p in range(P) if bins[p] == number) for row in expected]
         shares = [a / sum(asked) if sum(asked) else Fraction(1, R) for a in asked]
@@ -57,12 +57,13 @@ def slow_loss(
     served_by = serve_layer(plan, layer, sample.expert_ids[:, layer], homes)
     gates = sample.gate_weights[:, layer].astype(float)
     slots = [plan.rank_of_physical.tolist().count(rank) for rank in range(R)]
+    copies = [plan.physical_to_logical[layer].tolist().count(expert) for expert in range(E)]
     lost, rerouted, load = [], [], [0] * R
     for start in range(0, len(homes), BATCH):
         for source in range(R):
             tokens = [t for t in range(start, min(start + BATCH, len(homes))) if homes[t] == source]
             pairs = [(t, k) for t in tokens for k in range(K)]
-            share = [Fraction(1, E)] * E if level == "expert" else [Fraction(s, sum(slots)) for s in slots]
+            share = [Fraction(count, sum(slots)) for count in (copies if level == "expert" else slots)]
             room = [ceil(factor * len(tokens) * K * part) for part in share]
             if plan.expected_pairs is not None:
                 room = slow_room(plan, layer, source, len(tokens), factor, level)

@@ -23,11 +23,26 @@ def shares_of(parts):
     return SourceShares(before=torch.cat([torch.zeros_like(after[:1]), after[:-1]]), after=after)
 
 
-def test_even_limits_are_the_factor_times_the_mean_rounded_up(limit_case):
+def slots_of_bins(tables, level):
+    """How many slots each expert, or each rank, has."""
+    if level == "device":
+        return tables.slot_offsets.diff().tolist()
+    return (tables.slot_on_rank >= 0).sum(dim=0).tolist()
+
+
+def test_even_limits_are_the_factor_times_the_slots_share_rounded_up(limit_case):
     tables = limit_case(**CASE, nodes=(2, 1), level="expert").tables
     home = torch.tensor([0, 0, 0, 2], dtype=torch.int32)
-    assert even_limits(home, 2, tables, 1.0, "expert").tolist() == [[1] * 6, [0] * 6, [1] * 6]
-    assert even_limits(home, 2, tables, 2.0, "expert").tolist() == [[2] * 6, [0] * 6, [1] * 6]
+    # Nine slots for six experts: those with a replica are bounded by both slots.
+    copies = slots_of_bins(tables, "expert")
+    assert sorted(copies) != [1] * 6
+    assert sum(copies) == 9
+    expected = [
+        [math.ceil(Fraction(6 * count, 9)) for count in copies],
+        [0] * 6,
+        [math.ceil(Fraction(2 * count, 9)) for count in copies],
+    ]
+    assert even_limits(home, 2, tables, 1.0, "expert").tolist() == expected
     # Each rank has a third of the slots; 0.1 * 3 * 10 is 3, whatever binary fractions say.
     assert even_limits(home[:1].repeat(10), 3, tables, 0.1, "device").tolist() == [[1] * 3, [0] * 3, [0] * 3]
 
@@ -62,10 +77,9 @@ def test_the_parts_of_equally_full_ranks_add_up_to_the_bound_rounded_up(
     )
     home = torch.arange(R, dtype=torch.int32).repeat(tokens)
     limits = quota_limits(home, top_k, tables, float(factor), level, shares_of(parts))
-    slots = tables.slot_offsets.diff().tolist()
+    slots = slots_of_bins(tables, level)
     for number in range(num_bins):
-        part = Fraction(1, num_bins) if level == "expert" else Fraction(slots[number], sum(slots))
-        whole = math.ceil(factor * R * tokens * top_k * part)
+        whole = math.ceil(factor * R * tokens * top_k * Fraction(slots[number], tables.num_physical_experts))
         of_source = limits[:, number].tolist()
         # A limit above the batch's pairs is cut down to them.
         assert sum(of_source) == whole or max(of_source) == R * tokens * top_k
