@@ -34,7 +34,7 @@ from specmoe.placement.reshard.staging import JOURNAL_FILE, partial_folder
 @click.option("--force", is_flag=True, help="Replace an existing compiled checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the layout and write nothing.")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help="Files written at once (default: one per processor, at most 4)."
+    "--jobs", type=click.IntRange(min=1), help="Files written at once (default: two per processor, at most 4)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

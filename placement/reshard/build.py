@@ -110,7 +110,8 @@ def _write_all(checkpoint: Checkpoint, tasks: Sequence[_Task], staging: Staging,
     def work(task: _Task) -> None:
         path = staging.folder / task.name
         path.parent.mkdir(exist_ok=True)
-        record = write_file(path, task.text, task.sources(checkpoint), report=report, stop=stop)
+        parts = task.sources(checkpoint)
+        record = write_file(path, task.text, parts, num_bytes=task.num_bytes, report=report, stop=stop)
         with lock:
             staging.note_finished(task.name, record)
 

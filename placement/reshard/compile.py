@@ -13,6 +13,8 @@ from specmoe.placement.reshard.progress import byte_progress
 from specmoe.placement.reshard.staging import Staging, refuse_output
 
 MAX_DEFAULT_JOBS = 4
+# While one waits for the disk, another hashes.
+_JOBS_PER_PROCESSOR = 2
 
 
 def reshard(
@@ -29,7 +31,7 @@ def reshard(
 
     Returns its manifest. Bytes are moved, never cast, in bounded memory whatever the model's size. `out` appears whole
     or not at all; an interrupted run is taken up by the next one with the same arguments. `jobs` is how many files are
-    written at once (default: one per processor, at most 4). Raises `CheckpointError`, `MismatchError`, `UsageError` or
+    written at once (default: two per processor, at most 4). Raises `CheckpointError`, `MismatchError`, `UsageError` or
     `OutputError`.
     """
     target = Path(os.path.realpath(out))
@@ -59,7 +61,7 @@ def refuse_nesting(model: Path, out: Path) -> None:
 
 def _jobs(jobs: int | None) -> int:
     if jobs is None:
-        return min(MAX_DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+        return min(MAX_DEFAULT_JOBS, _JOBS_PER_PROCESSOR * len(os.sched_getaffinity(0)))
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, at least 1 was expected")
     return jobs

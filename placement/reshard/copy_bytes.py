@@ -16,12 +16,12 @@ import numpy as np
 
 from specmoe.errors import CheckpointError
 from specmoe.placement.reshard.manifest import FileRecord
+from specmoe.placement.reshard.new_file import NewFile, aligned_buffer
 from specmoe.placement.reshard.progress import Report
-from specmoe.placement.reshard.write_back import WriteBack
 from specmoe.read_ahead import will_read
 
-# Small enough to stay in a core's cache between reading, hashing and writing: larger ones halved the speed.
-BUFFER_BYTES = 256 * 2**10
+# Large enough for few waits for the disk, small enough to stay in a processor's cache from reading to hashing.
+BUFFER_BYTES = 2**20
 # What the system is asked to read before it is needed: experts lie in the order of the source, not in the plan's, and
 # no system foresees that.
 LOOK_AHEAD_BYTES = 16 * 2**20
@@ -107,32 +107,31 @@ class SourceFiles:
 
 
 def write_file(
-    path: Path, header: bytes, parts: Iterable[Part], *, report: Report, stop: threading.Event
+    path: Path, header: bytes, parts: Iterable[Part], *, num_bytes: int, report: Report, stop: threading.Event
 ) -> FileRecord:
     """Write `header` and then `parts`, each of a file or as it is, to `path` and sync it; returns its size and hash.
 
-    Calls `report` with the number of bytes after each block; raises `CopyStoppedError` once `stop` is set, and
-    `OSError` as the system does.
+    num_bytes: how many there will be. Calls `report` with the number of bytes after each block; raises
+    `CopyStoppedError` once `stop` is set, `CheckpointError` where the source ends early, and `OSError` as the system
+    does.
     """
     state = hashlib.sha256()
     size = 0
-    with SourceFiles() as sources, path.open("wb", buffering=0) as target:
-        write_back = WriteBack(target.fileno())
+    with SourceFiles() as sources, NewFile(path, num_bytes) as target:
         for block in _blocks(sources, chain([header], parts)):
             if stop.is_set():
                 raise CopyStoppedError
             state.update(block)
-            _write_all(target.fileno(), block)
+            target.write(block)
             size += len(block)
-            write_back.reached(size)
             report(len(block))
-        os.fsync(target.fileno())
+        target.sync()
     return FileRecord(num_bytes=size, sha256=state.hexdigest())
 
 
 def _blocks(sources: SourceFiles, parts: Iterable[Part]) -> Iterator[memoryview]:
     """The bytes to write in blocks of at most `BUFFER_BYTES`; each is valid until the next is asked for."""
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    buffer = aligned_buffer(BUFFER_BYTES)
     filled = 0
     for piece in _announced(sources, _merged(parts)):
         part = piece.read(sources) if isinstance(piece, TransposedMatrix) else piece
@@ -199,9 +198,3 @@ def _merged(parts: Iterable[Part]) -> Iterator[Part]:
             current = part
     if current:
         yield current
-
-
-def _write_all(descriptor: int, block: memoryview) -> None:
-    written = 0
-    while written < len(block):
-        written += os.write(descriptor, block[written:])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specmoe.placement.reshard import copy_bytes, write_back
+from specmoe.placement.reshard import copy_bytes, new_file, write_back
 from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Part, Span, TransposedMatrix, write_file
 from specmoe.placement.reshard.write_back import WriteBack
 from specmoe.read_ahead import will_read
@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Path:
 def copy(path: Path, header: bytes, parts: list[Part]) -> tuple[bytes, list[int]]:
     """What was written, and the numbers of bytes that were reported."""
     reported: list[int] = []
-    record = write_file(path, header, parts, report=reported.append, stop=threading.Event())
+    record = write_file(path, header, parts, num_bytes=10**6, report=reported.append, stop=threading.Event())
     written = path.read_bytes()
     assert (record.num_bytes, record.sha256) == (len(written), hashlib.sha256(written).hexdigest())
     return written, reported
@@ -33,7 +33,9 @@ def copy(path: Path, header: bytes, parts: list[Part]) -> tuple[bytes, list[int]
 
 @pytest.mark.parametrize("buffer", [1, 7, 256, 10**6])
 @pytest.mark.parametrize("ahead", [0, 100, 10**6])
-def test_every_part_is_written_once_and_in_order(tmp_path, source, monkeypatch, buffer, ahead) -> None:
+@pytest.mark.parametrize("direct_bytes", [0, 10**9])
+def test_every_part_is_written_once_and_in_order(tmp_path, source, monkeypatch, buffer, ahead, direct_bytes) -> None:
+    monkeypatch.setattr(new_file, "DIRECT_BYTES", direct_bytes)
     monkeypatch.setattr(copy_bytes, "BUFFER_BYTES", buffer)
     monkeypatch.setattr(copy_bytes, "LOOK_AHEAD_BYTES", ahead)
     monkeypatch.setattr(copy_bytes, "LOOK_AHEAD_STEP_BYTES", 64)
@@ -120,5 +122,5 @@ def test_a_copy_ends_soon_after_it_is_told_to(tmp_path, source, monkeypatch) -> 
         stop.set()
 
     with pytest.raises(CopyStoppedError):
-        write_file(tmp_path / "out", b"", [Span(source, 0, 10_000)], report=report, stop=stop)
+        write_file(tmp_path / "out", b"", [Span(source, 0, 10_000)], num_bytes=1, report=report, stop=stop)
     assert reported == [1000]
