@@ -29,8 +29,8 @@ def assemble(
 ) -> PlacementPlan:
     """The plan of the solved layers, measured on the profile's sample.
 
-    expected: the objective, with the cover choice of replicas, on requests that the plan was not fitted to, None where
-    the method cannot say; tables: the plan's optional tensors.
+    expected: the objective, with the cover choice of replicas, on requests that the plan was not fitted to, before its
+    layers were finished, None where the method cannot say; tables: the plan's optional tensors.
     """
     plans = {
         choice: measured(_plan(profile, topology, options, layers, choice, method, tables), profile)
@@ -41,6 +41,7 @@ def assemble(
     if expected is None:
         return best
     imbalance = expected_imbalance(best, profile.require_sample("measuring a plan"))
+    expected += float(np.mean([layer.cost_of_finish for layer in layers]))
     by_cover = _by_objective(plans.get("cover", best))
     # Another choice is taken to cost in the same proportion on new requests as on the profile.
     own_share = _by_objective(best) / by_cover if by_cover else 1.0

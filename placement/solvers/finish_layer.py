@@ -1,6 +1,7 @@
 """End one layer: with the homes that the plan's tables give the profile, choose the dispatch and keep the load cap."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,14 @@ _DISPATCHED_ITEMS = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class LayerChoice:
-    """A layer's placement. holds: bool [R, E]; dispatch: int16 [R, E] for either replica choice."""
+    """A layer's placement. holds: bool [R, E]; dispatch: int16 [R, E] for either replica choice; cost_of_finish:
+    how many more copies per token, by the cover choice, than the search left: what keeping the cap has cost.
+    """
 
     holds: NDArray[np.bool_]
     static_dispatch: NDArray[np.int16]
     cover_dispatch: NDArray[np.int16]
+    cost_of_finish: float
 
 
 def finish_layer(
@@ -44,19 +48,22 @@ def finish_layer(
     items, network = items_of(problem, homes_of_set), network_of(problem)
     weighed = heaviest_items(problem, homes_of_set, _DISPATCHED_ITEMS)
     has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
+    before = _served(items, copies, network, cover=True).cost
     dispatched = _dispatched(problem, copies, weighed, choice)
     for repair in range(_REPAIRS if has_replicas else 0):
-        load = _rank_loads(items, dispatched, network, cover=choice == "cover")
+        load = _served(items, dispatched, network, cover=choice == "cover").relative_load
         if load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
             break
         ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
         settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=OVERLOAD_PRICES[1])
         dispatched = _dispatched(problem, copies, weighed, choice)
     other = _dispatched(problem, copies, weighed, "static" if choice == "cover" else "cover")
+    static, cover = (dispatched, other) if choice == "static" else (other, dispatched)
     return LayerChoice(
         holds=copies.holds.astype(np.bool_),
-        static_dispatch=(dispatched if choice == "static" else other).dispatch,
-        cover_dispatch=(dispatched if choice == "cover" else other).dispatch,
+        static_dispatch=static.dispatch,
+        cover_dispatch=cover.dispatch,
+        cost_of_finish=_served(items, cover, network, cover=True).cost - before,
     )
 
 
@@ -76,10 +83,15 @@ def _dispatched(problem: LayerProblem, copies: Copies, items: Items, choice: Rep
     return state
 
 
-def _rank_loads(items: Items, copies: Copies, network: Network, *, cover: bool) -> NDArray[np.float64]:
-    """float64 [R]: the pairs that each rank serves, over its speed."""
+class _Served(NamedTuple):
+    """relative_load: float64 [R], the pairs that each rank serves, over its speed; cost: copies per token."""
+
+    relative_load: NDArray[np.float64]
+    cost: float
+
+
+def _served(items: Items, copies: Copies, network: Network, *, cover: bool) -> _Served:
     load = np.zeros(len(network.node))
     served = np.zeros(items.experts.shape, dtype=np.int16)
-    serve_items(items, cover, copies, network, served, np.zeros(len(items.experts)), load)
-    relative: NDArray[np.float64] = load / network.speed
-    return relative
+    total = serve_items(items, cover, copies, network, served, np.zeros(len(items.experts)), load)
+    return _Served(load / network.speed, total / items.weight.sum())

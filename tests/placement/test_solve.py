@@ -9,7 +9,9 @@ import pytest
 from specmoe.errors import UsageError
 from specmoe.placement.check import check_plan
 from specmoe.placement.metrics import mean_metrics, measure_plan
+from specmoe.placement.objective import objective_of
 from specmoe.placement.solve import solve
+from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 LAYERS, EXPERTS, TOP_K, TOPICS, VOCABULARY = 3, 16, 2, 4, 80
@@ -62,6 +64,15 @@ def test_a_plan_is_legal_and_beats_the_baselines_on_other_requests(attention, ex
 def test_the_expected_figure_agrees_with_other_requests(attention):
     plan = solve(FIT, 4, attention=attention, max_imbalance=1.2)
     measured = mean_metrics(measure_plan(plan, OTHER.sample)).remote_copies_per_token
+    assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("attention", ["dp", "tp"])
+def test_the_expected_figure_knows_what_keeping_the_cap_costs_on_unequal_ranks(attention):
+    links = {"intra_node_gb_per_s": 100, "inter_node_gb_per_s": 10}
+    machine = Topology(ranks_per_node=(2, 2), relative_speed=(1, 1, 2, 2), slots=(4, 4, 5, 5), **links)
+    plan = solve(FIT, machine, attention=attention, bound_seconds=0, best_effort=True)
+    measured = objective_of(mean_metrics(measure_plan(plan, OTHER.sample)), machine)
     assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=0.1)
 
 
