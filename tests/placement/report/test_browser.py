@@ -43,6 +43,14 @@ def test_the_page_is_no_wider_than_the_screen(browser, page, width) -> None:
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
+def test_on_a_phone_copies_and_load_stand_side_by_side(browser, page) -> None:
+    browser.open(page, width=390)
+    columns = "[...document.querySelectorAll('#gain thead th')].filter(cell => cell.innerText === 'Load imbalance')"
+    edges = browser.run(f"{columns}.map(cell => cell.getBoundingClientRect().right)")
+    assert len(edges) >= 3
+    assert max(edges) <= 390
+
+
 def test_dark_is_dark_and_light_is_light(browser, page) -> None:
     shades = {}
     for scheme in ("light", "dark"):
