@@ -30,7 +30,9 @@ def inspect_plan(header: FileHeader) -> Inspection:
 
 
 def plan_facts(header: FileHeader) -> dict[str, Any]:
-    """The plan by name; "num_replicas": replica slots in each layer; "token_table": the table's ids, None without."""
+    """The plan by name; "num_replicas": replica slots in each layer; "token_table": the table's ids, None without;
+    "has_expected_pairs": whether it says what traffic to expect.
+    """
     description = header.description
     shape = header.shape("physical_to_logical")
     if shape is None or len(shape) != 2:
@@ -52,6 +54,7 @@ def plan_facts(header: FileHeader) -> dict[str, Any]:
         "attention": entry(description, "attention", str),
         "replica_choice": entry(description, "replica_choice", str),
         "token_table": None if table is None else _table(header, table),
+        "has_expected_pairs": "expected_pairs" in header.tensors,
         "method": entry(description, "method", str),
         "seed": entry(description, "seed", int),
         **{name: optional_entry(description, name, float) for name in ("objective", "bound", "gap")},
@@ -72,6 +75,8 @@ def plan_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "token table",
         "none" if table is None else f"{table['name']} for {counted(table['num_token_ids'], 'token id')}",
     )
+    traffic = "by home rank and slot, divides capacity bounds" if facts["has_expected_pairs"] else "not stated"
+    yield "traffic", traffic
     yield "solved by", f"{facts['method']}, seed {facts['seed']}"
     if facts["objective"] is not None:
         weighted = ", weighted by link cost" if "inter_node_gb_per_s" in facts["topology"] else ""

@@ -42,7 +42,9 @@ def folder(random_plan, tmp_path: Path) -> Path:
     shape = {"num_experts": 8, "top_k": 3, "layer_ids": (0, 1)}
     plan = random_plan(rng, ranks_per_node=(2,), extra_slots=1, replica_choice="cover", **shape)
     table = np.zeros((50, 2), dtype=np.float16)
-    replace(plan, token_affinity=table, predicted={"held_out_objective": 0.75}).save(tmp_path / "dp.plan")
+    traffic = np.full((2, 2, plan.num_physical_experts), 3 / plan.num_physical_experts, dtype=np.float32)
+    predicted = {"held_out_objective": 0.75}
+    replace(plan, token_affinity=table, expected_pairs=traffic, predicted=predicted).save(tmp_path / "dp.plan")
     nodes = replace(random_plan(rng, ranks_per_node=(2, 1), **shape), objective=1.5, bound=1.2)
     nodes.save(tmp_path / "nodes.plan")
     (tmp_path / "nodes.json").write_text(json.dumps(Topology(ranks_per_node=(2, 1)).to_json()))
@@ -61,6 +63,8 @@ def folder(random_plan, tmp_path: Path) -> Path:
         ("domains", ["code: 1,000 tokens, chat: 40 tokens"]),
         ("dp.plan", ["a placement plan", "2 on one node", "10 in each layer, 2 of them replicas", "for 50 token ids"]),
         ("dp.plan", ["0.750 remote copies per token on other requests", "proven bound     none"]),
+        ("dp.plan", ["traffic          by home rank and slot, divides capacity bounds"]),
+        ("nodes.plan", ["traffic          not stated"]),
         ("nodes.plan", ["3 on 2 nodes (2 + 1)", "one for every expert", "1.200 remote copies per token, gap 25.0%"]),
         ("nodes.json", ["a topology", "3 on 2 nodes"]),
     ],
