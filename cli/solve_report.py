@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from specmoe.placement.baselines.linear import linear
+from specmoe.placement.objective import internode_surcharge
 from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import measured
@@ -61,13 +62,18 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
     baseline = _linear_objective(plan, profile)
     if plan.objective is not None and baseline is not None:
         change = f" ({plan.objective / baseline - 1:+.0%} against linear's {baseline:.3f})" if baseline else ""
-        yield f"  remote copies per token  {plan.objective:.3f} on the profile{change}"
+        is_weighted = internode_surcharge(plan.topology) > 0
+        what = "cost in remote copies    " if is_weighted else "remote copies per token  "
+        links = ", a copy to another node weighed by its link" if is_weighted else ""
+        yield f"  {what}{plan.objective:.3f} on the profile{change}{links}"
     if "held_out_objective" in plan.predicted:
         yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
     if "profile" in plan.predicted:
         yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
     if "held_out_load_imbalance" in plan.predicted:
         yield f"                           {plan.predicted['held_out_load_imbalance']:.3f} expected on other requests"
+    if plan.topology.relative_speed is not None and "heaviest_rank" in plan.predicted:
+        yield f"  load over speed          {plan.predicted['heaviest_rank']:.3f} at most, what --max-imbalance caps"
     if "robust" in plan.predicted:
         worst, plain = (max(plan.predicted["robust"][name]) for name in ("objective", "plain_objective"))
         yield f"  worst domain             {worst:.3f} copies per token ({plain:.3f} by a plan for all tokens together)"

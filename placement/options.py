@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specmoe.errors import UsageError
 from specmoe.placement.plan import Attention, ReplicaChoice
 
@@ -38,7 +41,8 @@ class SolveOptions:
     profile's domains, in place of all tokens together. workers: threads that solve layers side by side.
     on_progress: called now and then, from any of those threads. should_stop: asked now and then; once it says yes, the
     best plan so far is finished and returned. ends_at: by `time.monotonic()`, where there is a time limit.
-    bound_seconds: one core's work on a lower bound, counted in operations; 0 for none.
+    bound_seconds: one core's work on a lower bound, counted in operations; 0 for none. nearest: int32 [V], for each
+    id the token whose table row stands in where the profile has hardly seen it, None where embeddings are not at hand.
     """
 
     attention: Attention = "dp"
@@ -56,6 +60,7 @@ class SolveOptions:
     should_stop: Callable[[], bool] | None = None
     ends_at: float | None = None
     bound_seconds: float = 10.0
+    nearest: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):

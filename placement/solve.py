@@ -5,7 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from specmoe.errors import ArtifactError, UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from specmoe.errors import ArtifactError, MismatchError, UsageError
 from specmoe.placement.baselines.eplb import eplb
 from specmoe.placement.baselines.linear import linear
 from specmoe.placement.baselines.round_robin import round_robin
@@ -15,12 +18,15 @@ from specmoe.placement.options import SolveOptions, SolveProgress
 from specmoe.placement.plan import Attention, PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.assemble import measured
 from specmoe.placement.solvers.auto import auto
+from specmoe.placement.solvers.auto_tp import vocabulary_size
 from specmoe.placement.solvers.cluster import cluster
 from specmoe.placement.solvers.counts_only import loads_counted
 from specmoe.placement.solvers.expert_groups import check_groups
 from specmoe.placement.solvers.feasibility import keep_cap
 from specmoe.placement.solvers.ilp import ilp
+from specmoe.placement.solvers.nearest_tokens import nearest_tokens
 from specmoe.placement.solvers.robust import solve_robustly
+from specmoe.placement.token_embeddings import TokenEmbeddings
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -37,6 +43,7 @@ METHODS: Mapping[str, Method] = {
 
 # These say where experts sit without looking at a cap, so it says nothing about them.
 _WITHOUT_CAP = frozenset({"linear", "round_robin", "eplb"})
+_WITH_TOKEN_TABLES = frozenset({"auto", "ilp"})
 
 # The part of a time limit that the search may use where a bound is wanted as well.
 _SEARCH = 0.8
@@ -60,6 +67,7 @@ def solve(
     best_effort: bool = False,
     robust: bool = False,
     bound_seconds: float = 10.0,
+    embeddings: TokenEmbeddings | None = None,
     on_progress: Callable[[SolveProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> PlacementPlan:
@@ -69,7 +77,8 @@ def solve(
     of the profile. The same inputs and seed give the same plan, unless `time_limit` (seconds) or `should_stop`
     (asked now and then) ends the search, which then gives the best so far. `bound_seconds` is what a lower bound may
     cost, in one core's seconds counted by operations; 0 for none. `robust` asks for the fewest copies on the worst of
-    the profile's domains, in place of the mean over all tokens.
+    the profile's domains, in place of the mean over all tokens. `embeddings`, under attention tp, are the model's:
+    token ids that the profile has hardly seen then take the table row of the nearest token that it knows.
     Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
     (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
     """
@@ -88,6 +97,7 @@ def solve(
         on_progress=on_progress,
         should_stop=should_stop,
         bound_seconds=bound_seconds,
+        nearest=None if embeddings is None else _nearest(embeddings, profile, attention, method),
     )
     if not profile.expert_counts.any():
         raise ArtifactError(
@@ -119,6 +129,26 @@ def solve(
     if profile.sample is not None and profile.sample.num_tokens > 0:
         plan = with_expected_pairs(plan, profile.sample)
     return _noted(plan, options)
+
+
+def _nearest(
+    embeddings: TokenEmbeddings, profile: RoutingProfile, attention: Attention, method: str
+) -> NDArray[np.int32]:
+    """int32 [V]: the nearest well-known token of every id; raises where embeddings are of no use or another model's."""
+    if attention != "tp" or method not in _WITH_TOKEN_TABLES:
+        raise UsageError(
+            f"the model's embeddings serve the token tables of attention 'tp' and method 'auto' or 'ilp', and this is "
+            f"{attention!r} by {method!r}; leave the model out"
+        )
+    if profile.model_fingerprint not in (None, embeddings.model_fingerprint):
+        raise MismatchError("the profile is of another model than the embeddings: give the model that was profiled")
+    token_ids = profile.require_sample("finding the nearest known tokens").token_ids
+    if token_ids is None:
+        raise ArtifactError(
+            "the profile does not tell token ids, so the model's embeddings are of no use; leave it out"
+        )
+    times_seen = np.bincount(token_ids[token_ids >= 0], minlength=vocabulary_size(profile))
+    return nearest_tokens(embeddings.rows, times_seen)
 
 
 def _ending(options: SolveOptions, begin: float, share: float) -> SolveOptions:

@@ -38,6 +38,10 @@ from specmoe.cli.phase_option import phase_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--best-effort", is_flag=True, help="The best reachable plan where the load cap cannot be kept.")
 @click.option("--robust", is_flag=True, help="Fewest copies on the worst of the profile's domains, not on average.")
+@click.option(
+    "--model",
+    help="The profiled model (folder or hub name); with tp, ids hardly seen start where the nearest known token does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--force", is_flag=True, help="Replace an existing plan.")
 def command(
@@ -46,9 +50,10 @@ def command(
     ep_size: int | None,
     topology_path: Path | None,
     phase: Any,
+    model: str | None,
     as_json: bool,
     force: bool,
-    **choices: object,
+    **choices: Any,
 ) -> None:
     """Compute where the experts of PROFILE's model should sit so that tokens travel least, at an even load.
 
@@ -62,6 +67,7 @@ def command(
     from specmoe.cli.interrupt import first_interrupt
     from specmoe.cli.solve_report import SolveBar, report_json, report_lines
     from specmoe.placement.solve import solve
+    from specmoe.placement.token_embeddings import TokenEmbeddings
     from specmoe.placement.topology import Topology
     from specmoe.profiler.phase_of_profile import profile_of_phase
     from specmoe.profiler.routing_profile import RoutingProfile
@@ -71,9 +77,12 @@ def command(
     refuse_existing(output, force=force)
     machine = Topology.load(topology_path) if topology_path is not None else Topology.single_node(ep_size or 0)
     profile = profile_of_phase(RoutingProfile.load(profile_path), phase)
+    embeddings = None if model is None else TokenEmbeddings.of(model)
     begin = time.monotonic()
     with SolveBar(visible=sys.stderr.isatty()) as bar, first_interrupt() as interrupted:
-        plan = solve(profile, machine, on_progress=bar.show, should_stop=interrupted.is_set, **choices)  # type: ignore[arg-type]
+        plan = solve(
+            profile, machine, embeddings=embeddings, on_progress=bar.show, should_stop=interrupted.is_set, **choices
+        )
     seconds = time.monotonic() - begin
     plan.save(output, force=force)
     if as_json:

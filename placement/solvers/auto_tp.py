@@ -34,7 +34,7 @@ _SEARCH_TIME = 0.7
 def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, margins: Margins) -> PlacementPlan:
     """The best plan found; `margins`: the parts of the allowed imbalance that its layers may try on the profile."""
     sample = profile.require_sample("solving for token tables")
-    rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed)
+    rows = None if sample.token_ids is None else TokenRows.of(sample, options.seed, options.nearest)
     machine = Machine.of(topology, options, profile.num_logical_experts, ceiling_of(margins[0], options.max_imbalance))
     redraws = Redraws.of(sample, options.seed)
     vocab_size = vocabulary_size(profile)

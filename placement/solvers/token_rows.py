@@ -2,7 +2,8 @@
 
 The table that is judged for a token is made without the token's own fold. A token whose id occurs in no other fold is
 *unseen*: it counts towards one row for all unseen tokens, because a table can say nothing about it, and the homes that
-are left for it are the same for all of them.
+are left for it are the same for all of them. Where the nearest token of every id is known, the row of that one, as the
+same folds know it, stands in for the row of an id that they have hardly seen.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.solvers.nearest_tokens import NO_TOKEN, WELL_KNOWN
 from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.profiler.routing_profile import RoutingSample
 
@@ -21,18 +23,22 @@ class TokenRows:
     """Tokens grouped by (fold, token id).
 
     raw_row_of_token: int32 [T], its (fold, id) pair; row_of_token: the same, but `num_pairs` where unseen. id_of_pair:
-    int64 [N], an index into token_ids: int32 [D], the distinct known ids. tokens_of_pair: float64 [N].
+    int64 [N], an index into token_ids: int32 [D], the distinct known ids; fold_of_pair: int64 [N]; pairs are ordered by
+    both. tokens_of_pair: float64 [N]. nearest: int32 [V]
+    as of `nearest_tokens`, None where the embeddings are not at hand.
     """
 
     raw_row_of_token: NDArray[np.int32]
     row_of_token: NDArray[np.int32]
     id_of_pair: NDArray[np.int64]
+    fold_of_pair: NDArray[np.int64]
     tokens_of_pair: NDArray[np.float64]
     is_unseen: NDArray[np.bool_]
     token_ids: NDArray[np.int32]
+    nearest: NDArray[np.int32] | None = None
 
     @classmethod
-    def of(cls, sample: RoutingSample, seed: int) -> "TokenRows":
+    def of(cls, sample: RoutingSample, seed: int, nearest: NDArray[np.int32] | None = None) -> "TokenRows":
         """Group the tokens of a sample that has token ids; an id below 0 is unknown, so unseen."""
         assert sample.token_ids is not None
         fold = _fold_of_token(sample, seed)
@@ -46,9 +52,11 @@ class TokenRows:
             raw_row_of_token=row.astype(np.int32),
             row_of_token=np.where(is_unseen[row], len(pairs), row).astype(np.int32),
             id_of_pair=id_of_pair,
+            fold_of_pair=pairs % _FOLDS,
             tokens_of_pair=tokens,
             is_unseen=is_unseen,
             token_ids=token_ids.astype(np.int32),
+            nearest=nearest,
         )
 
     @property
@@ -88,6 +96,27 @@ class TokenRows:
         tokens = self.tokens_of_id()[self.id_of_pair] - self.tokens_of_pair
         means = (others + prior_tokens * prior) / (tokens + prior_tokens)[:, None]
         return np.vstack([means, prior])
+
+    def stand_ins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64 [M], int64 [M]: the pairs whose id the other folds have hardly seen, and the pair that stands in for
+        each: of the nearest token in the same fold, so that it says what the same other folds know; of another fold
+        where this one does not have it. Those for which none can are left out.
+        """
+        none = np.zeros(0, dtype=np.int64)
+        if self.nearest is None:
+            return none, none
+        elsewhere = self.tokens_of_id()[self.id_of_pair] - self.tokens_of_pair
+        pairs = np.flatnonzero((elsewhere < WELL_KNOWN) & (self.token_ids[self.id_of_pair] >= 0))
+        token = self.nearest[self.token_ids[self.id_of_pair[pairs]]]
+        wanted = np.searchsorted(self.token_ids, token)
+        found = np.minimum(wanted, len(self.token_ids) - 1)
+        is_there = (token != NO_TOKEN) & (self.token_ids[found] == token)
+        pairs, found = pairs[is_there], found[is_there]
+        cells = self.id_of_pair * _FOLDS + self.fold_of_pair
+        same_fold = found * _FOLDS + self.fold_of_pair[pairs]
+        place = np.minimum(np.searchsorted(cells, same_fold), len(cells) - 1)
+        first = np.searchsorted(cells, found * _FOLDS)
+        return pairs, np.where(cells[place] == same_fold, place, first)
 
 
 def _fold_of_token(sample: RoutingSample, seed: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from specmoe.placement.homes import seat_tokens
 from specmoe.placement.solvers.home_prices import priced_shares
+from specmoe.placement.solvers.nearest_tokens import NO_TOKEN, WELL_KNOWN
 from specmoe.placement.solvers.token_rows import TokenRows
 
 # An id is believed as if the mean unseen token had been seen this many times as well.
@@ -61,7 +62,22 @@ def token_table(
     confidence_of_id = np.zeros(vocab_size, dtype=np.float16)
     rank_of_id[rows.token_ids[known]] = best[known]
     confidence_of_id[rows.token_ids[known]] = confidence[known]
+    if rows.nearest is not None:
+        _stand_in(rows, rank_of_id, confidence_of_id)
     return TokenTable(rank=rank_of_id, confidence=confidence_of_id)
+
+
+def _stand_in(rows: TokenRows, rank: NDArray[np.int16], confidence: NDArray[np.float16]) -> None:
+    """Give every id that was hardly seen the entry of its nearest token, in place; rank: int16 [V], confidence: float16
+    [V].
+    """
+    assert rows.nearest is not None
+    known = rows.token_ids >= 0
+    times_seen = np.zeros(len(rank))
+    times_seen[rows.token_ids[known]] = rows.tokens_of_id()[known]
+    ids = np.flatnonzero((times_seen < WELL_KNOWN) & (rows.nearest != NO_TOKEN))
+    ids = ids[rank[rows.nearest[ids]] >= 0]
+    rank[ids], confidence[ids] = rank[rows.nearest[ids]], confidence[rows.nearest[ids]]
 
 
 def held_out_cost(
@@ -77,7 +93,9 @@ def held_out_cost(
     """
     means = rows.held_out_means(total_of_pair, PRIOR_TOKENS)[:-1]
     best, confidence = _entries(means + price, scale)
+    pairs, stand_in = rows.stand_ins()
     best[rows.is_unseen] = -1
+    best[pairs], confidence[pairs] = best[stand_in], confidence[stand_in]
     wanted, sure = best[rows.raw_row_of_token], confidence[rows.raw_row_of_token]
     homes = seat_tokens(wanted, sure, len(price))
     return float(cost_of_token[np.arange(len(homes)), homes].mean(dtype=np.float64))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,36 @@ def test_a_topology_file_replaces_the_number_of_ranks(command_line, profile_path
     arguments = ("--topology", tmp_path / "two.json", "--max-imbalance", 1.3)
     assert command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)[0] == 0
     assert PlacementPlan.load(tmp_path / "a.plan").rank_of_physical.tolist() == [0] * 5 + [1] * 4
+
+
+def test_unequal_links_and_ranks_are_named_in_the_result(command_line, profile_path, tmp_path):
+    links = '"intra_node_gb_per_s": 100, "inter_node_gb_per_s": 20'
+    (tmp_path / "two.json").write_text(f'{{"ranks_per_node": [1, 1], {links}, "relative_speed": [1, 1.2]}}')
+    arguments = ("--topology", tmp_path / "two.json", "--max-imbalance", 1.3)
+    code, out, _ = command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)
+    assert code == 0
+    assert "cost in remote copies" in out
+    assert "weighed by its link" in out
+    heaviest = PlacementPlan.load(tmp_path / "a.plan").predicted["heaviest_rank"]
+    assert f"load over speed          {heaviest:.3f} at most" in out
+
+
+def test_the_model_gives_ids_that_were_not_seen_a_row(command_line, profile_path, tiny_checkpoint, tmp_path):
+    profile = RoutingProfile.load(profile_path)
+    replace(profile, vocab_size=40).save(tmp_path / "wide.profile")
+    arguments = ("--ep-size", 2, "--attention", "tp", "--max-imbalance", 1.3)
+    for name, model in (("without", ()), ("with", ("--model", tiny_checkpoint))):
+        path = tmp_path / f"{name}.plan"
+        assert command_line("solve", tmp_path / "wide.profile", "-o", path, *arguments, *model)[0] == 0
+        unknown = (PlacementPlan.load(path).token_to_rank[:, 20:] == -1).all()
+        assert unknown == (name == "without")
+    replace(profile, model_fingerprint="0" * 64).save(tmp_path / "other.profile")
+    code, _, err = command_line(
+        "solve", tmp_path / "other.profile", "-o", tmp_path / "x", *arguments, "--model", tiny_checkpoint
+    )
+    assert code == 1
+    assert "another model" in err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
