@@ -17,7 +17,8 @@ from specmoe.placement.solve import solve
 from specmoe.profiler.routing_profile import RoutingProfile
 
 _WARM_UP = TraceSize(layers=2, experts=8, top_k=2, tokens=2000, vocabulary=500)
-_HELD_OUT_TOKENS = 50_000
+# As many as the largest profile has: the fewer requests are drawn, the more uneven any plan looks on them.
+_HELD_OUT_TOKENS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
