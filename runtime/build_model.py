@@ -16,6 +16,7 @@ from specmoe.runtime.compiled_files import CompiledFiles
 from specmoe.runtime.expert_parameters import ExpertParameters
 from specmoe.runtime.expert_runtime import ExpertRuntime
 from specmoe.runtime.experts_function import IMPLEMENTATION, register_experts_function
+from specmoe.runtime.quantization_config import forget_quantization
 from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.stored_weights import dequantize_shared, fp8_block
 from specmoe.runtime.token_homes import TokenHomes
@@ -72,9 +73,8 @@ def _fill(files: CompiledFiles, experts: ExpertParameters, own_heads: Workers | 
     dtype = dtype or _stated_dtype(config) or experts.dtype or torch.bfloat16
     shared = _without_idle_experts(files.shared_tensors(), files.manifest.expert_modules)
     tensors = dequantize_shared(shared, fp8_block(files.quantization), dtype)
-    if files.quantization:
-        # What was quantized is not any more.
-        del config.quantization_config
+    # What was quantized is not any more.
+    forget_quantization(config)
     if own_heads is not None:
         tensors = own_slices(tensors, own_heads)
     # Of one element each, whatever their shape: the experts' weights go straight to their place.

@@ -16,6 +16,7 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.manifest import PLAN_FILE, RANK_FILE_FORMAT, CompiledManifest
 from specmoe.runtime.expert_parameters import ExpertParameters
 from specmoe.runtime.mapped_tensors import MappedFile
+from specmoe.runtime.quantization_config import stated_quantization
 from specmoe.runtime.stored_weights import fp8_block
 from specmoe.safetensors_header import parse_json_object
 
@@ -54,10 +55,9 @@ class CompiledFiles:
 
     @cached_property
     def quantization(self) -> dict[str, Any]:
-        """`quantization_config` of the model's configuration, empty where it has none."""
+        """What the model's configuration states, empty where it states none."""
         path = self.folder / CONFIG_FILE
-        stated = parse_json_object(path, path.read_bytes()).get("quantization_config")
-        return stated if isinstance(stated, dict) else {}
+        return stated_quantization(parse_json_object(path, path.read_bytes()), str(path))
 
     def names_for(self, ranks: range) -> list[str]:
         """Every file that the process which holds `ranks` may read: all but the rank files of the others."""

@@ -46,7 +46,7 @@ def require_known_quantization(quantization: Mapping[str, Any], where: str) -> N
     quantization: the configuration's `quantization_config`, empty where it has none.
     """
     method = quantization.get("quant_method")
-    if method is not None and method not in _DEQUANTIZED:
+    if quantization and method not in _DEQUANTIZED:
         raise MismatchError(
             f"{where} holds weights quantized with {method!r}, which this runtime cannot multiply (it dequantizes "
             f"{' and '.join(_DEQUANTIZED)}); compile an unquantized checkpoint, or use --layout hf with an engine "
