@@ -154,6 +154,31 @@ def test_a_pair_that_one_expert_refuses_is_offered_to_the_next(limit_case):
     assert [-1 if slot < 0 else expert_of[slot] for slot in slots] == [2, 2, -1, 1]
 
 
+def test_a_token_is_not_given_the_same_expert_twice(limit_case):
+    case = limit_case(**PLAIN | {"nodes": (1,), "num_experts": 4, "top_k": 2, "num_tokens": 2})
+    case.index = torch.tensor([[0, 1], [0, 1]])
+    case.capacity = replace(
+        case.capacity,
+        # The first token's second offer loses to the other's first; what it has already got still has room.
+        limits=torch.tensor([[0, 0, 4, 1]], dtype=torch.int32),
+        router_scores=torch.tensor([[0.9, 0.8, 0.4, 0.3], [0.9, 0.8, 0.2, 0.5]]),
+    )
+    expert_of = expert_of_slot(case.tables)
+    slots = limited(case).pair_slot.tolist()
+    assert [[-1 if slot < 0 else expert_of[slot] for slot in of_token] for of_token in slots] == [[2, -1], [3, 2]]
+
+
+def test_the_slightest_priority_goes_before_any_score(limit_case):
+    case = limit_case(**PLAIN | {"overflow": "drop", "nodes": (1,), "num_experts": 4, "top_k": 1, "num_tokens": 2})
+    case.index.zero_()
+    priority = torch.tensor([1.0, 1.0]).nextafter(torch.tensor([1.0, 2.0]))
+    case.capacity = replace(
+        case.capacity, scores=torch.tensor([[1e30], [-1e30]]), priority=priority,
+        limits=torch.ones((1, 4), dtype=torch.int32),
+    )  # fmt: skip
+    assert (limited(case).pair_slot >= 0).flatten().tolist() == [False, True]
+
+
 def test_nan_goes_last(limit_case):
     case = limit_case(**PLAIN | {"overflow": "drop", "nodes": (1,), "num_experts": 4, "top_k": 1, "num_tokens": 3})
     case.index.zero_()
