@@ -3,6 +3,8 @@
 Since transformers 5 a routed layer hands its experts module `forward(hidden_states [T, H], top_k_index [T, K],
 top_k_weights [T, K])`, whatever the family and however the experts are computed. A module is known by that signature,
 its decoder layer by the first number in its path (`layers.3.mlp.experts`).
+
+Llama-4's experts see every token and no routes: there the router is watched, whose K best scores are the choice.
 """
 
 import inspect
@@ -17,16 +19,23 @@ import torch
 from specmoe.errors import CheckpointError
 
 INDEX_NAMES = ("top_k_index", "router_indices")
+LLAMA4_EXPERTS = "Llama4TextExperts"
+
+_Routes = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsModule:
-    """A routed layer's experts: the decoder layer's number, the module and its path, and how many experts it has."""
+    """A routed layer's experts: the decoder layer's number, the module and its path, and how many experts it has.
+
+    router: Llama-4's, to be watched in the module's place.
+    """
 
     layer_id: int
     path: str
     module: torch.nn.Module
     num_experts: int
+    router: torch.nn.Module | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +48,11 @@ class PassRouting:
 
 def find_experts(model: torch.nn.Module, name: str) -> list[ExpertsModule]:
     """All experts modules of `model`, by layer; raises `CheckpointError`, calling the model `name`, where none is."""
-    found = [_experts_module(path, module) for path, module in model.named_modules() if _takes_routes(module)]
+    found = [
+        _experts_module(model, path, module)
+        for path, module in model.named_modules()
+        if _takes_routes(module) or type(module).__name__ == LLAMA4_EXPERTS
+    ]
     if found:
         return sorted(found, key=lambda experts: experts.layer_id)
     hidden = [path for path, module in model.named_modules() if "experts" in type(module).__name__.lower()]
@@ -57,22 +70,11 @@ class RoutingObserver:
 
     def __init__(self, modules: Sequence[ExpertsModule]) -> None:
         self._modules = list(modules)
-        self._seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in modules]
+        self._seen: list[list[_Routes]] = [[] for _ in modules]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "RoutingObserver":
-        for experts, seen in zip(self._modules, self._seen, strict=True):
-            # References only: what is kept costs no kernel, and is let go of by `take`.
-            def keep(
-                _module: torch.nn.Module,
-                args: tuple[Any, ...],
-                kwargs: dict[str, Any],
-                seen: list[tuple[torch.Tensor, torch.Tensor]] = seen,
-            ) -> None:
-                routes = [*args, *kwargs.values()]
-                seen.append((routes[1].detach(), routes[2].detach()))
-
-            self._handles.append(experts.module.register_forward_pre_hook(keep, with_kwargs=True))
+        self._handles = [_watch(experts, seen) for experts, seen in zip(self._modules, self._seen, strict=True)]
         return self
 
     def __exit__(
@@ -102,17 +104,41 @@ class RoutingObserver:
         )
 
 
+def _watch(experts: ExpertsModule, seen: list[_Routes]) -> torch.utils.hooks.RemovableHandle:
+    """Have each call's expert ids and weights appended to `seen`."""
+
+    # References only: what is kept costs no kernel, and is let go of by `take`.
+    def keep(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        routes = [*args, *kwargs.values()]
+        seen.append((routes[1].detach(), routes[2].detach()))
+
+    def keep_best(router: Any, _args: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        scores, logits = output
+        index = logits.detach().topk(router.top_k, dim=1).indices  # as the router itself chose them
+        seen.append((index, scores.detach().gather(1, index)))
+
+    if experts.router is not None:
+        return experts.router.register_forward_hook(keep_best)
+    return experts.module.register_forward_pre_hook(keep, with_kwargs=True)
+
+
 def _takes_routes(module: torch.nn.Module) -> bool:
     parameters = list(inspect.signature(type(module).forward).parameters)
     return len(parameters) >= 4 and parameters[1] == "hidden_states" and parameters[2] in INDEX_NAMES
 
 
-def _experts_module(path: str, module: torch.nn.Module) -> ExpertsModule:
+def _experts_module(model: torch.nn.Module, path: str, module: torch.nn.Module) -> ExpertsModule:
+    if getattr(module, "zero_expert_num", 0):
+        raise CheckpointError(
+            f"a token of {path} may choose experts that compute nothing, and so fewer of the others than its layer "
+            "allows, which a profile cannot hold; this model cannot be profiled"
+        )
     number = re.search(r"(?:^|\.)(\d+)\.", path)
-    num_experts = getattr(module, "num_experts", None)
+    num_experts = getattr(module, "num_experts", getattr(module, "num_routed_experts", None))
     if number is None or not isinstance(num_experts, int):
         raise CheckpointError(f"the experts module {path} has no layer number in its path, or no number of experts")
-    return ExpertsModule(layer_id=int(number[1]), path=path, module=module, num_experts=num_experts)
+    router = None if _takes_routes(module) else model.get_submodule(f"{path.rpartition('.')[0]}.router")
+    return ExpertsModule(layer_id=int(number[1]), path=path, module=module, num_experts=num_experts, router=router)
 
 
 def _joined(experts: ExpertsModule, parts: Sequence[torch.Tensor], num_rows: int) -> torch.Tensor:

@@ -66,6 +66,39 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[int]]] = {
         },
         [0, 1, 2],
     ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "intermediate_size": 16,
+            "intermediate_size_mlp": 40,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "head_dim": 8,
+            "moe_layers": [0, 2],
+            "attention_chunk_size": 16,
+        },
+        [0, 2],
+    ),
+    # None of its experts computes nothing.
+    "longcat_flash": (
+        "LongcatFlashConfig",
+        {
+            "num_hidden_layers": 4,  # two attentions in each of two layers
+            "ffn_hidden_size": 40,
+            "expert_ffn_hidden_size": 16,
+            "n_routed_experts": 8,
+            "zero_expert_num": 0,
+            "moe_topk": 3,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+        [0, 1],
+    ),
 }
 
 
@@ -176,11 +209,15 @@ def _routes_by_the_router(folder: Path, sequences: list[list[int]]) -> list[np.n
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     seen: dict[str, list[torch.Tensor]] = {}
     for path, module in model.named_modules():
-        if path.endswith(("mlp.gate", "mlp.router")):
+        if path.endswith(("mlp.gate", "mlp.router", "feed_forward.router")):
             seen[path] = []
             block = model.get_submodule(path.rpartition(".")[0])
 
             def keep(_module: Any, _args: Any, output: Any, path: str = path, block: Any = block) -> None:
+                if path.endswith("feed_forward.router"):
+                    # Llama-4's scores are 0 for all but the chosen.
+                    seen[path].append(output[0].nonzero()[:, 1].reshape(len(output[0]), -1))
+                    return
                 # Older releases of some families return logits alone, and their block chooses.
                 seen[path].append(output[2] if isinstance(output, tuple) else block.route_tokens_to_experts(output)[0])
 

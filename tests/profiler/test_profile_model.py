@@ -8,10 +8,11 @@ import pytest
 
 import specmoe
 from specmoe.errors import ArtifactError, CheckpointError, UsageError
+from specmoe.profiler import experts_interface
 from specmoe.profiler import load_model as load_model_module
 from specmoe.profiler.routing_profile import RoutingProfile
 
-FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "llama4", "longcat_flash"]
 
 
 def chunks(texts: list[str], length: int) -> list[list[int]]:
@@ -155,13 +156,25 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(editable_model, js
         specmoe.profile(editable_model, jsonl)
 
 
-def test_experts_that_do_not_use_the_common_interface_are_refused(editable_model, jsonl) -> None:
+def test_experts_that_do_not_use_the_common_interface_are_refused(editable_model, jsonl, monkeypatch) -> None:
     from transformers import Llama4TextConfig
+
+    monkeypatch.setattr(experts_interface, "LLAMA4_EXPERTS", "none of them")
 
     Llama4TextConfig(
         hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_local_experts=4
     ).save_pretrained(editable_model)
     with pytest.raises(CheckpointError, match="experts interface"):
+        specmoe.profile(editable_model, jsonl)
+
+
+def test_a_token_that_may_choose_fewer_experts_is_refused(editable_model, jsonl) -> None:
+    from transformers import LongcatFlashConfig
+
+    LongcatFlashConfig(
+        hidden_size=32, ffn_hidden_size=40, num_layers=2, num_attention_heads=4, n_routed_experts=4, zero_expert_num=2
+    ).save_pretrained(editable_model)
+    with pytest.raises(CheckpointError, match="may choose experts that compute nothing"):
         specmoe.profile(editable_model, jsonl)
 
 
