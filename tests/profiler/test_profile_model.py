@@ -10,8 +10,17 @@ import specmoe
 from specmoe.errors import ArtifactError, CheckpointError, UsageError
 from specmoe.profiler import experts_interface
 from specmoe.profiler import load_model as load_model_module
+from specmoe.profiler.experts_interface import RoutingObserver
+from specmoe.profiler.routed_layers import find_routed_layers
 from specmoe.profiler.routing_profile import RoutingProfile
 
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
 FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "llama4", "longcat_flash"]
 
 
@@ -55,6 +64,35 @@ def test_the_profile_is_what_the_models_own_routers_decide(
     assert np.array_equal(profile.transition_counts, np.einsum("tli,tlj->lij", one_hot[:, :-1], one_hot[:, 1:]))
     assert profile.token_counts is not None
     assert profile.token_counts.counts.sum() == profile.expert_counts.sum()
+
+
+def test_step_37_has_an_experts_module_of_its_own() -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    text = SHAPE | {
+        "head_dim": 8,
+        "n_routed_experts": 8,
+        "moe_num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+    }
+    text |= {"intermediate_size": 40, "share_expert_dim": 16, "sliding_window": 8}
+    text |= {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    config = CONFIG_MAPPING["step3p7"](text_config=text, vision_config=vision)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    routed = find_routed_layers(model, "m", torch.device("cpu"))
+    chosen: list[torch.Tensor] = []
+    for experts in routed.modules:
+        router = model.get_submodule(f"{experts.path.rpartition('.')[0]}.gate")
+        router.register_forward_hook(lambda _module, _args, output: chosen.append(output[2]))
+    with RoutingObserver(routed.modules) as observer, torch.inference_mode():
+        model(input_ids=torch.arange(40).reshape(2, 20))
+        seen = observer.take(40)
+    assert (routed.num_logical_experts, routed.top_k) == (8, 3)
+    assert torch.equal(seen.expert_ids, torch.stack(chosen, dim=1))
 
 
 def test_more_experts_than_fit_a_byte_keep_their_ids(model_of_many_experts, jsonl, texts, routes_by_the_router) -> None:
