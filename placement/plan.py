@@ -34,6 +34,9 @@ PLAN_FORMAT = "specmoe.plan/1"
 # By how much a float32 sum of expected pairs may miss the experts of a token, relatively.
 _EXPECTED_WITHIN = 1e-4
 
+# Copies per token that a search for a bound which ended at once may have left as rounding.
+_NO_BOUND = 1e-6
+
 ReplicaChoice = Literal["static", "cover"]
 Attention = Literal["dp", "tp"]
 
@@ -98,10 +101,14 @@ class PlacementPlan:
 
     @property
     def gap(self) -> float | None:
-        """How far the objective may lie above the best possible, relative to the bound; None without a bound."""
+        """How far the objective may lie above the best possible, relative to the bound; None without a bound, and where
+        the bound is 0 and the objective is not: any share of nothing would do.
+        """
         if self.objective is None or self.bound is None:
             return None
-        return 0.0 if self.objective <= self.bound else (self.objective - self.bound) / max(self.bound, 1e-12)
+        if self.objective <= self.bound:
+            return 0.0
+        return None if self.bound < _NO_BOUND else (self.objective - self.bound) / self.bound
 
     @cached_property
     def slot_offsets(self) -> NDArray[np.int64]:

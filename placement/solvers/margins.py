@@ -19,7 +19,7 @@ Margins = tuple[float, ...]
 THE_CAP_ITSELF: Margins = (1.0,)
 
 _MARGINS = (0.5, 0.75, 1.0)
-# Past this many experts the searches under several margins take too long.
+# Past this many experts load drifts as far under every margin (benchmarks/load_margins.py), and searches take longer.
 _MOST_EXPERTS = 64
 
 

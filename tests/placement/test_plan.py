@@ -151,3 +151,4 @@ def test_the_gap_is_zero_where_the_objective_meets_the_bound() -> None:
     assert worked_example(objective=1.0, bound=1.0).gap == 0
     assert worked_example(objective=0.0, bound=0.0).gap == 0
     assert worked_example(objective=1.0).gap is None
+    assert worked_example(objective=1.0, bound=1e-15).gap is None
