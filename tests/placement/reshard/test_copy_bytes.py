@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,19 @@ def test_a_copy_ends_soon_after_it_is_told_to(tmp_path, source, monkeypatch) -> 
     with pytest.raises(CopyStoppedError):
         write_file(tmp_path / "out", b"", [Span(source, 0, 10_000)], num_bytes=1, report=report, stop=stop)
     assert reported == [1000]
+
+
+def test_a_tensor_larger_than_the_memory_that_copying_takes(tmp_path) -> None:
+    size = 100 * 2**20
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+    parts = [Span(tmp_path / "large", 1000, size), Span(tmp_path / "large", 0, 1000)]
+    tracemalloc.start()
+    try:
+        stop = threading.Event()
+        record = write_file(tmp_path / "out", b"h", parts, num_bytes=size + 1, report=lambda _: None, stop=stop)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert record.num_bytes == size + 1 == (tmp_path / "out").stat().st_size
+    assert peak < 2 * copy_bytes.BUFFER_BYTES, "beside the buffer itself"
