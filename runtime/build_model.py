@@ -134,6 +134,11 @@ def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Modul
         object.__setattr__(module, "specmoe_layer", layer)
     model.specmoe = runtime
     model.register_forward_pre_hook(runtime.begin_forward, with_kwargs=True)
+    head = model.get_output_embeddings()
+    if head is not None:
+        # The last position of each prompt is a strided view, which torch multiplies row by row on a CPU where the
+        # weight needs no gradient: in bfloat16 hundreds of times slower.
+        head.register_forward_pre_hook(_contiguous)
     generate = model.generate
 
     @wraps(generate)
@@ -146,3 +151,8 @@ def _attach(model: Any, runtime: ExpertRuntime, modules: Sequence[torch.nn.Modul
             return generate(*args, **kwargs)
 
     object.__setattr__(model, "generate", generate_in_lock_step)
+
+
+def _contiguous(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A forward pre-hook: the first argument laid out in one piece."""
+    return args[0].contiguous(), *args[1:]

@@ -3,7 +3,7 @@
 Shape suffixes: N rows, H hidden size, K pairs per row at most, W processes, V ranks per process.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,28 @@ from specmoe.runtime.workers import Workers
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What one layer sends and receives, by process; `pairs` is the number of (token, expert) pairs received.
-
-    `anyone_active` is False when no process has work of its own: all of them are in `take_part`.
-    """
+    """What one layer sends and receives, by process; `pairs` is the number of (token, expert) pairs received."""
 
     sent_rows: list[int]
     received_rows: list[int]
     pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announcement:
+    """What all processes told each other: the traffic of each way that was offered, and how many tokens all have.
+
+    `anyone_active` is False when no process has work of its own: all of them are in `take_part`.
+    """
+
+    ways: list[Traffic]
+    num_tokens: int
     anyone_active: bool
+
+
+# A message's numbers: the plan's row, whether this process has work, its tokens; then rows and pairs of each way.
+STATUS_VALUES = 3
+MOST_WAYS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +66,31 @@ class Exchange:
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
 
-    def announce(self, assignment: Assignment, row: int, *, active: bool) -> Traffic:
+    def announce(self, ways: Sequence[Assignment], row: int, *, active: bool) -> Announcement:
         """Tell every process how many rows and pairs it will get from here in the plan's row `row`, and hear theirs.
 
-        The one place where the host waits for the device. Raises `ExchangeError` when a process is at another layer.
+        ways: one or two assignments of the same tokens, all of which are told of; as many on every process. The one
+        place where the host waits for the device. Raises `ExchangeError` when a process is at another layer.
         """
-        counts = torch.stack([assignment.row_offsets, assignment.pair_offsets]).diff().long()
+        counts = torch.stack([torch.stack([way.row_offsets, way.pair_offsets]) for way in ways]).diff().long()
+        num_tokens = ways[0].pair_slot.shape[0]
         if self.workers.world_size == 1:
-            rows, pairs = counts.sum(dim=1).tolist()
-            return Traffic(sent_rows=[rows], received_rows=[rows], pairs=pairs, anyone_active=active)
+            totals = counts.sum(dim=2).tolist()
+            alone = [Traffic(sent_rows=[rows], received_rows=[rows], pairs=pairs) for rows, pairs in totals]
+            return Announcement(ways=alone, num_tokens=num_tokens, anyone_active=active)
         W = self.workers.world_size
-        status = torch.tensor([[row, int(active)]] * W, dtype=torch.int64, device=counts.device)
-        message = torch.cat([status, counts.view(2, W, -1).sum(dim=2).T], dim=1)
+        message = torch.zeros((W, STATUS_VALUES + 2 * MOST_WAYS), dtype=torch.int64, device=counts.device)
+        message[:, :STATUS_VALUES] = torch.tensor([row, int(active), num_tokens], device=counts.device)
+        of_process = counts.view(2 * len(ways), W, -1).sum(dim=2).T
+        message[:, STATUS_VALUES : STATUS_VALUES + 2 * len(ways)] = of_process
         heard = torch.empty_like(message)
         self._all_to_all(heard, message, None, None, row)
         sent_list, heard_list = torch.stack([message, heard]).tolist()
-        require_same_layer(enumerate(their_row for their_row, *_ in heard_list), self.workers, row)
-        return Traffic(
-            sent_rows=[rows for _, _, rows, _ in sent_list],
-            received_rows=[rows for _, _, rows, _ in heard_list],
-            pairs=sum(pairs for _, _, _, pairs in heard_list),
-            anyone_active=any(their_active for _, their_active, _, _ in heard_list),
+        require_same_layer(enumerate(theirs[0] for theirs in heard_list), self.workers, row)
+        return Announcement(
+            ways=[_traffic(sent_list, heard_list, way) for way in range(len(ways))],
+            num_tokens=sum(theirs[2] for theirs in heard_list),
+            anyone_active=any(theirs[1] for theirs in heard_list),
         )
 
     def send(
@@ -108,3 +125,13 @@ class Exchange:
     ) -> None:
         with others_answer(self.workers.process, f"MoE layer {row}"):
             dist.all_to_all_single(received, sent, received_rows, sent_rows)
+
+
+def _traffic(sent: Sequence[Sequence[int]], heard: Sequence[Sequence[int]], way: int) -> Traffic:
+    """Of the messages to and from each process, what concerns one way."""
+    rows = STATUS_VALUES + 2 * way
+    return Traffic(
+        sent_rows=[ours[rows] for ours in sent],
+        received_rows=[theirs[rows] for theirs in heard],
+        pairs=sum(theirs[rows + 1] for theirs in heard),
+    )

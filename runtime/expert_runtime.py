@@ -54,7 +54,7 @@ class ExpertRuntime:
         self._pass = None if capacity is None else ForwardPass(capacity)
         self.static = None if decode is None else StaticPath(decode, plan, workers)
         # A capacity may change a pair's weight, which relays take from the router.
-        relays = Relays.of_plan(plan, workers) if capacity is None else None
+        self.relays = Relays.of_plan(plan, workers) if capacity is None else None
         self._layers = [
             MoeLayer(
                 row,
@@ -65,7 +65,7 @@ class ExpertRuntime:
                 self._counters,
                 self._layer_capacity(row, blocks[row]),
                 self.static,
-                relays,
+                self.relays,
             )
             for row in range(plan.num_layers)
         ]

@@ -68,9 +68,7 @@ class MoeLayer:
             out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=True)
             if isinstance(out, torch.Tensor):
                 return out
-        if self._relays is not None:
-            assignment = self._relays.by_node(assignment.pair_slot, weights, home_rank, self._tables)
-        traffic = self._exchange.announce(assignment, self.row, active=True)
+        assignment, traffic, _ = self._choose_way(assignment, weights, home_rank, active=True)
         return self._run(hidden, assignment, traffic, self._serve)
 
     def take_part(self, dtype: torch.dtype, hidden_size: int, top_k: int) -> bool:
@@ -84,10 +82,31 @@ class MoeLayer:
             out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=False)
             if not isinstance(out, str) or out == "idle":
                 return out != "idle"
-        traffic = self._exchange.announce(assignment, self.row, active=False)
-        if traffic.anyone_active:
+        assignment, traffic, anyone_active = self._choose_way(assignment, nothing.float(), no_homes, active=False)
+        if anyone_active:
             self._run(hidden, assignment, traffic, self._serve)
-        return traffic.anyone_active
+        return anyone_active
+
+    def _choose_way(
+        self, straight: Assignment, weights: torch.Tensor, home_rank: torch.Tensor, *, active: bool
+    ) -> tuple[Assignment, Traffic, bool]:
+        """The rows in which this pass goes, straight or by relays, their traffic, and whether anyone has work.
+
+        A pass's first layer offers both, and is told what decides.
+        """
+        relays = self._relays
+        if relays is None:
+            told = self._exchange.announce([straight], self.row, active=active)
+            return straight, told.ways[0], told.anyone_active
+        is_first = self.row == 0
+        ways = [straight] if is_first or not relays.in_use else []
+        if is_first or relays.in_use:
+            ways.append(relays.by_node(straight.pair_slot, weights, home_rank, self._tables))
+        told = self._exchange.announce(ways, self.row, active=active)
+        if is_first:
+            relays.begin_pass(told.num_tokens)
+        chosen = int(is_first and relays.in_use)
+        return ways[chosen], told.ways[chosen], told.anyone_active
 
     def _assign(self, index: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor) -> Assignment:
         rerouted = None
@@ -114,11 +133,11 @@ class MoeLayer:
 
     def _serve(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
         """[N, H]: each received row's sum over the experts here, and with relays over those of this node."""
-        if self._relays is None:
+        if self._relays is None or not self._relays.in_use:
             return self._partial_sums(received, num_pairs)
         within = self._relays.within_node(received, self._exchange.workers.own_ranks.start, self._tables)
-        traffic = self._exchange.announce(within, self.row, active=True)
-        return self._run(received.hidden, within, traffic, self._partial_sums)
+        told = self._exchange.announce([within], self.row, active=True)
+        return self._run(received.hidden, within, told.ways[0], self._partial_sums)
 
     def _partial_sums(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
         """[N, H]: each received row's weighted sum over the slots that it is for."""

@@ -3,6 +3,9 @@
 A plan that was told of slower links between nodes counts one row per (token, other node) on them. Rows go that way in
 two exchanges: first from a token's process to one process of each node that serves it, then, with the rows that stayed
 on their node, to the ranks that hold the experts; the sums come back in the opposite order.
+
+The second exchange has a price that does not depend on the rows. So relays serve passes of many tokens alone: at a
+pass's first MoE layer every process is told how many tokens all have together, and all draw the same conclusion.
 """
 
 from dataclasses import dataclass, replace
@@ -17,11 +20,23 @@ from specmoe.runtime.exchange import ReceivedRows
 from specmoe.runtime.workers import Workers
 
 
-@dataclass(frozen=True, kw_only=True)
+# Tokens of all processes together from which on a pass goes by relays: measured, prefills gained and decode steps lost.
+FEWEST_TOKENS = 256
+
+
+@dataclass(kw_only=True)
 class Relays:
-    """relay_of_node: int32 [nodes], the rank to which this process sends what a node serves; its own for its node."""
+    """One for all layers of a model. relay_of_node: int32 [nodes], the rank to which this process sends what a node
+    serves; its own for its node. fewest_tokens must be the same on all processes. in_use: whether the running pass goes
+    by relays."""
 
     relay_of_node: torch.Tensor
+    fewest_tokens: int = FEWEST_TOKENS
+    in_use: bool = False
+
+    def begin_pass(self, num_tokens: int) -> None:
+        """Note that a pass of `num_tokens` tokens, those of all processes together, begins."""
+        self.in_use = num_tokens >= self.fewest_tokens
 
     @classmethod
     def of_plan(cls, plan: PlacementPlan, workers: Workers) -> "Relays | None":

@@ -22,13 +22,13 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.request_router import route_requests
 from specmoe.placement.serving import serve_layer
 from specmoe.runtime.packing import row_bytes
-from specmoe.runtime.relays import Relays
+from specmoe.runtime.relays import FEWEST_TOKENS, Relays
 from specmoe.runtime.workers import Workers
 
 # What Gloo puts before a message, and the smallest frame that carries it: 14 + 20 + 32 bytes of headers.
 HEADER_BYTES = 66
 PREAMBLE_BYTES = 48
-COUNT_BYTES = 4 * 8
+COUNT_BYTES = 7 * 8
 BATCH_BYTES = 4 * 8
 
 
@@ -98,6 +98,7 @@ def rows_between(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]:
     ranks = _request_ranks(plan, workload)
     for columns in workload.passes():
         sample = workload.sample(columns)
+        relays = _relays_in(plan, workload, columns)
         if ranks is None:
             homes = homes_of(plan, sample)
         else:
@@ -107,8 +108,19 @@ def rows_between(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]:
             served_by = serve_layer(plan, layer, sample.expert_ids[:, layer], homes[layer])
             goes = np.zeros((len(served_by), plan.ep_size), dtype=np.bool_)
             np.put_along_axis(goes, served_by.astype(np.int64), True, axis=1)
-            _add_rows(total, goes, homes[layer], relays_of(plan), plan.topology.node_of_rank)
+            _add_rows(total, goes, homes[layer], relays, plan.topology.node_of_rank)
     return total
+
+
+def _relays_in(plan: PlacementPlan, workload: Workload, columns: slice) -> NDArray[np.int32] | None:
+    """The relays by which the pass of these columns goes, as `relays_of`."""
+    num_tokens = workload.num_requests * (columns.stop - columns.start)
+    return relays_of(plan) if num_tokens >= FEWEST_TOKENS else None
+
+
+def num_exchanges(plan: PlacementPlan, workload: Workload) -> int:
+    """Of one layer over all passes: one a pass, and two by way of relays."""
+    return sum(1 if _relays_in(plan, workload, columns) is None else 2 for columns in workload.passes())
 
 
 def relays_of(plan: PlacementPlan) -> NDArray[np.int32] | None:
@@ -160,18 +172,16 @@ def shuffle_bytes(plan: PlacementPlan, workload: Workload, wire: Wire) -> int:
 def count_bytes(plan: PlacementPlan, workload: Workload) -> int:
     """What processes tell each other: rows and pairs before every exchange, and under `tp` which batch they run."""
     pairs = plan.ep_size * (plan.ep_size - 1)
-    exchanges = 1 if relays_of(plan) is None else 2
-    in_a_pass = exchanges * workload.num_layers * COUNT_BYTES + (0 if _is_dp(plan) else BATCH_BYTES)
-    return workload.new_tokens * pairs * in_a_pass
+    batches = 0 if _is_dp(plan) else workload.new_tokens * BATCH_BYTES
+    return pairs * (num_exchanges(plan, workload) * workload.num_layers * COUNT_BYTES + batches)
 
 
 def num_messages(plan: PlacementPlan, workload: Workload) -> int:
     """From process to process: counts, rows out and rows back for each exchange of a layer, of which there are two with
     relays; under `tp` two shuffles and the batch too."""
     pairs = plan.ep_size * (plan.ep_size - 1)
-    of_layer = 3 if relays_of(plan) is None else 6
-    in_a_pass = workload.num_layers * of_layer if _is_dp(plan) else workload.num_layers * (of_layer + 2) + 1
-    return workload.new_tokens * pairs * in_a_pass
+    of_shuffles = 0 if _is_dp(plan) else workload.new_tokens * (2 * workload.num_layers + 1)
+    return pairs * (3 * num_exchanges(plan, workload) * workload.num_layers + of_shuffles)
 
 
 def frame_bytes(payload_bytes: int, messages: int, mtu: int) -> int:

@@ -3,7 +3,7 @@
 import torch
 
 from specmoe.kernels.checks import FLOATS, check_argument, check_values
-from specmoe.kernels.combine.reference import combine_reference
+from specmoe.kernels.combine.indexed import combine_indexed
 
 
 def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -23,4 +23,4 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
 
         out: torch.Tensor = combine_fused(rows, positions, weights)
         return out
-    return combine_reference(rows, positions, weights)
+    return combine_indexed(rows, positions, weights)

@@ -3,7 +3,7 @@
 import torch
 
 from specmoe.kernels.checks import check_argument, check_values
-from specmoe.kernels.dispatch.reference import dispatch_reference
+from specmoe.kernels.dispatch.indexed import dispatch_indexed
 
 
 def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torc
 
         out: torch.Tensor = dispatch_fused(rows, positions, num_rows)
         return out
-    return dispatch_reference(rows, positions, num_rows)
+    return dispatch_indexed(rows, positions, num_rows)
 
 
 def dispatch_scaled(
@@ -39,4 +39,4 @@ def dispatch_scaled(
 
         out, out_scales = dispatch_scaled_fused(rows, scales, positions, num_rows)
         return out, out_scales
-    return dispatch_reference(rows, positions, num_rows), dispatch_reference(scales, positions, num_rows)
+    return dispatch_indexed(rows, positions, num_rows), dispatch_indexed(scales, positions, num_rows)

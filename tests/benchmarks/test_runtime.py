@@ -76,16 +76,23 @@ def test_rows_are_the_remote_copies_that_evaluate_counts(workload: Any, plan: An
 
 
 def test_relays_send_one_row_between_nodes_for_every_copy_that_evaluate_counts_there(
-    workload: Any, plan: Any, suite: SimpleNamespace
+    workload: Any, plan: Any, suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topology = replace(plan.topology, intra_node_gb_per_s=4.0, inter_node_gb_per_s=1.0)
     relayed = replace(plan, topology=topology)
+    monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", 1)
+    assert suite.prediction.num_exchanges(relayed, workload) == 2 * NEW
     rows = suite.prediction.rows_between(relayed, workload)
     between = rows[:2, 2:].sum() + rows[2:, :2].sum()
     metrics = mean_metrics(measure_plan(plan, workload.sample(slice(None))))
     assert between / (REQUESTS * (PROMPT + NEW - 1) * LAYERS) == pytest.approx(metrics.internode_copies_per_token)
     direct = suite.prediction.rows_between(plan, workload)
     assert between < direct[:2, 2:].sum() + direct[2:, :2].sum()
+    # The prompts alone are so many.
+    monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", REQUESTS * PROMPT)
+    assert suite.prediction.num_exchanges(relayed, workload) == NEW + 1
+    monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", REQUESTS * PROMPT + 1)
+    assert np.array_equal(suite.prediction.rows_between(relayed, workload), direct)
 
 
 def test_bytes_are_those_of_rows_counts_and_frames(workload: Any, plan: Any, suite: SimpleNamespace) -> None:
@@ -97,7 +104,7 @@ def test_bytes_are_those_of_rows_counts_and_frames(workload: Any, plan: Any, sui
     assert found.internode_copies == pytest.approx(metrics.internode_copies_per_token)
     rows = suite.prediction.rows_between(plan, workload)
     assert found.rows_bytes == (rows.sum() - np.trace(rows)) * wire.copy_bytes
-    told = NEW * 4 * 3 * LAYERS * 32
+    told = NEW * 4 * 3 * LAYERS * 56
     plain = found.rows_bytes + told
     messages = NEW * 4 * 3 * LAYERS * 3
     assert found.wire_bytes == plain + suite.prediction.frame_bytes(plain, messages, 9000)

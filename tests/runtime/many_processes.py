@@ -91,15 +91,30 @@ def run(name: str, process: int, world_size: int, check: Callable[..., Any], set
     os._exit(0)
 
 
+# Between what all processes' prompts have together and what their decode steps have: both ways are tried.
+RELAYED_TOKENS = 16
+
+
 def check_models(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [compare(family, *paths, process) for family, paths in settings["models"][name].items()]
+
+
+def relaying(model: Any) -> Any:
+    """The model, which goes by relays in passes of few tokens already."""
+    if model.specmoe.relays is not None:
+        model.specmoe.relays.fewest_tokens = RELAYED_TOKENS
+    return model
+
+
+def is_relayed(model: Any) -> bool:
+    return model.specmoe.relays is not None and model.specmoe.relays.in_use
 
 
 def compare(
     family: str, source: str, compiled: str, process: int, decode: StaticDecode | None = None
 ) -> dict[str, Any]:
     """Each process its own requests, of other number and length than the others', beside the unmodified model."""
-    model = specmoe.load(compiled, decode=decode)
+    model = relaying(specmoe.load(compiled, decode=decode))
     original = transformers.AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
     requests, length, new_tokens = WORK[process]
     tokens = torch.randint(3, 96, (requests, length), generator=torch.Generator().manual_seed(process))
@@ -108,6 +123,9 @@ def compare(
         if requests:
             expected = original(tokens).logits
             finding["error"] = float((model(tokens).logits - expected).abs().max() / expected.abs().max())
+            finding["relayed"] = [is_relayed(model)]
+            model(tokens[:, :1])
+            finding["relayed"].append(is_relayed(model))
     if requests:
         expected = original.generate(tokens, max_new_tokens=new_tokens, **GREEDY)
         finding["same_tokens"] = torch.equal(model.generate(tokens, max_new_tokens=new_tokens, **GREEDY), expected)
@@ -177,7 +195,7 @@ def check_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str
         finding: dict[str, Any] = {"family": family}
         findings.append(finding)
         try:
-            model = specmoe.load(paths[1])
+            model = relaying(specmoe.load(paths[1]))
         except SpecmoeError as error:
             finding["refused"] = str(error)
             continue
@@ -193,6 +211,7 @@ def compare_tp(finding: dict[str, Any], model: Any, source: str) -> None:
     with torch.no_grad():
         expected = original(tokens).logits
         finding["error"] = float((model(tokens).logits - expected).abs().max() / expected.abs().max())
+        finding["relayed"] = is_relayed(model)
     finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
     finding["sent_bytes"] = model.specmoe.shuffle.sent_bytes
     for batch in (tokens, tokens[:1]):

@@ -101,6 +101,15 @@ def test_every_process_gets_the_logits_and_tokens_of_the_unmodified_model(findin
             assert found["nothing"] == [0, 1]
 
 
+@pytest.mark.parametrize("family", RELAYED_FAMILIES)
+def test_relays_serve_the_passes_in_which_all_processes_have_many_tokens_together(findings, family):
+    for report in findings["relays4"].values():
+        (found,) = (item for item in report if item.get("family") == family)
+        assert not found["requests"] or found["relayed"] == [True, False], "prompts by relays, single tokens straight"
+    assert all(item["relayed"] for report in findings["tprelays4"].values() for item in report if "error" in item)
+    assert not any(any(item.get("relayed", [])) for report in findings["four"].values() for item in report)
+
+
 @pytest.mark.parametrize("run", ["two", "four"])
 def test_prompts_are_served_over_all_processes_and_come_back_in_order_everywhere(findings, run):
     first, *others = [report[0] for report in findings[run].values()]
