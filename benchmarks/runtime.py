@@ -25,16 +25,16 @@ sys.path.append(str(SUITE))
 
 # The folder is no package: benchmarks are not installed.
 from layouts import Planner, Scenario, scenarios  # noqa: E402
-from measuring import Case, measure  # noqa: E402
+from measuring import Case, Progress, measure  # noqa: E402
 from models import ServedModel, Size, demo_model, wide_model  # noqa: E402
 from network import MTU  # noqa: E402
 from prediction import predict  # noqa: E402
 from tables import to_markdown  # noqa: E402
 from verdict import best_gains, judge  # noqa: E402
 
-# Each model's links, so that at the fastest they are a third of the time and at the slowest four fifths.
-DEMO_SCENARIOS = scenarios(rank_mbits=(100, 40, 20), fast_mbit=100, node_mbits=(40, 20))
-WIDE_SCENARIOS = scenarios(rank_mbits=(400, 200, 100), fast_mbit=500, node_mbits=(200, 100))
+# Each model's links, so that under linear placement they are about half of the time, then about four fifths.
+DEMO_SCENARIOS = scenarios(rank_mbits=(40, 10), fast_mbit=100, node_mbits=(30, 8))
+WIDE_SCENARIOS = scenarios(rank_mbits=(200, 50), fast_mbit=500, node_mbits=(200, 75))
 OUTSIDE = {
     "transformers": "transformers, its own expert parallelism",
     "deepspeed": "DeepSpeed's MoE layer",
@@ -47,13 +47,17 @@ def main() -> None:
     # So that namespaces are removed and ranks ended then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     start = time.monotonic()
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        _write(arguments, results + found, time.monotonic() - start)
+
     for model in _models(arguments):
         planner = Planner(model.fit)
         for scenario in WIDE_SCENARIOS if model.name == "wide" else DEMO_SCENARIOS:
             if scenario.key in arguments.scenarios:
-                results += _run(arguments, model, scenario, planner)
-                _write(arguments, results, time.monotonic() - start)
+                results += _run(arguments, model, scenario, planner, keep)
+                keep([])
     print(to_markdown(results))
     if not all(item["holds"] for item in judge(results)):
         sys.exit("something that must hold does not; it is named above")
@@ -88,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--prompt-tokens", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=21)
-    parser.add_argument("--rounds", type=int, default=1, help="the fastest counts")
+    parser.add_argument("--rounds", type=int, default=3, help="at most; the one of median time counts")
     parser.add_argument("--layers", type=int, default=4, help="of the trace, for the wide model")
     parser.add_argument("--hidden-size", type=int, default=2048, help="of the wide model")
     arguments = parser.parse_args()
@@ -102,19 +106,23 @@ def _arguments() -> argparse.Namespace:
 def _models(arguments: argparse.Namespace) -> list[ServedModel]:
     size = Size(requests=arguments.requests, prompt_tokens=arguments.prompt_tokens, new_tokens=arguments.new_tokens)
     models = []
-    if arguments.demo is not None:
-        models.append(demo_model(arguments.demo, arguments.work, size))
     if arguments.trace is not None:
         traces = arguments.trace, arguments.fit_trace
         models.append(wide_model(*traces, arguments.work, size, arguments.layers, arguments.hidden_size))
+    if arguments.demo is not None:
+        models.append(demo_model(arguments.demo, arguments.work, size))
     return models
 
 
 def _run(
-    arguments: argparse.Namespace, model: ServedModel, scenario: Scenario, planner: Planner
+    arguments: argparse.Namespace, model: ServedModel, scenario: Scenario, planner: Planner, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Every case of one model on one network; results are whole: with the prediction and the gain over linear."""
+    """Every case of one model on one network, each result with its prediction; `progress` is given them as they come.
+
+    Heads split, and outside baselines, are measured on free links and on the slowest ones alone.
+    """
     cases, context = [], {}
+    every, ends = tuple(range(len(scenario.speeds))), tuple(sorted({0, len(scenario.speeds) - 1}))
     # What is told of slower ranks does not depend on the attention.
     for attention in arguments.attentions if scenario.key != "c" else arguments.attentions[:1]:
         for name, plan in planner.plans(scenario, attention).items():
@@ -125,22 +133,26 @@ def _run(
                 checkpoint=compiled,
                 attention=attention,
                 workload=str(model.workload_file),
+                speeds=every if attention == "dp" else ends,
             )
             cases.append(case)
             context[case.name] = {"attention": attention, "placement": name} | _predicted(plan, model, scenario)
     if scenario.key == "a":
-        for case in _outside_cases(arguments, model):
+        for case in _outside_cases(arguments, model, ends):
             cases.append(case)
             context[case.name] = {"attention": case.attention, "placement": OUTSIDE[case.kind]}
-    found = measure(
-        scenario, cases, arguments.work / f"run-{model.name}-{scenario.key}", arguments.rounds, arguments.outside
+
+    def whole(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        place = {"model": model.name, "scenario": scenario.key, "title": scenario.title}
+        return [result | place | context[result["case"]] for result in found]
+
+    folder = arguments.work / f"run-{model.name}-{scenario.key}"
+    return whole(
+        measure(scenario, cases, folder, arguments.rounds, arguments.outside, lambda found: progress(whole(found)))
     )
-    for result in found:
-        result |= {"model": model.name, "scenario": scenario.key, "title": scenario.title} | context[result["case"]]
-    return found
 
 
-def _outside_cases(arguments: argparse.Namespace, model: ServedModel) -> list[Case]:
+def _outside_cases(arguments: argparse.Namespace, model: ServedModel, speeds: tuple[int, ...]) -> list[Case]:
     wanted = [("transformers", attention) for attention in arguments.attentions]
     if arguments.outside is not None and "dp" in arguments.attentions:
         wanted.append(("deepspeed", "dp"))
@@ -151,6 +163,7 @@ def _outside_cases(arguments: argparse.Namespace, model: ServedModel) -> list[Ca
             checkpoint=str(model.checkpoint),
             attention=attention,
             workload=str(model.workload_file),
+            speeds=speeds,
         )
         for kind, attention in wanted
     ]

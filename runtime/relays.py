@@ -19,7 +19,6 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.runtime.exchange import ReceivedRows
 from specmoe.runtime.workers import Workers
 
-
 # Tokens of all processes together from which on a pass goes by relays: measured, prefills gained and decode steps lost.
 FEWEST_TOKENS = 256
 

@@ -93,9 +93,7 @@ class Planner:
         }
         if scenario.key == "c":
             return plans | {"specmoe, told of the ranks": self._plan(told, attention)}
-        if scenario.key == "a":
-            plans["eplb, 25 % more slots"] = self._plan(flat, attention, method="eplb", extra_slots=quarter)
-        else:
+        if scenario.key == "b":
             plans["specmoe, told of the nodes"] = self._plan(told, attention)
         plans["specmoe, 25 % more slots"] = self._plan(flat, attention, extra_slots=quarter)
         if scenario.key == "b":
