@@ -86,11 +86,11 @@ class Planner:
         """By name, linear first; those named so have a quarter more slots."""
         flat, told = Topology.single_node(NUM_RANKS), scenario.topology
         quarter = self._fit.num_logical_experts // NUM_RANKS // 4
-        plans = {
-            "linear": self._plan(flat, attention, method="linear"),
-            "eplb": self._plan(flat, attention, method="eplb"),
-            "specmoe": self._plan(flat, attention),
-        }
+        plans = {"linear": self._plan(flat, attention, method="linear")}
+        # Balance alone is shown once: under `tp` it moves as much as linear too.
+        if attention == "dp":
+            plans["eplb"] = self._plan(flat, attention, method="eplb")
+        plans["specmoe"] = self._plan(flat, attention)
         if scenario.key == "c":
             return plans | {"specmoe, told of the ranks": self._plan(told, attention)}
         if scenario.key == "b":

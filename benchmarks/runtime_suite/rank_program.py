@@ -26,7 +26,7 @@ from specmoe.runtime.workers import gather
 
 TIMEOUT = timedelta(seconds=300)
 # After so long a measurement is not repeated any more.
-ENOUGH_SECONDS = 15.0
+ENOUGH_SECONDS = 12.0
 
 
 def main() -> None:
