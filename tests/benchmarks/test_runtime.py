@@ -21,7 +21,7 @@ REQUESTS, PROMPT, NEW, LAYERS, EXPERTS, TOP_K = 8, 4, 5, 3, 12, 4
 @pytest.fixture(scope="module")
 def suite() -> Iterator[SimpleNamespace]:
     sys.path.insert(0, str(SUITE))
-    names = ("workload", "prediction", "verdict", "tables", "layouts", "replay", "network")
+    names = ("workload", "prediction", "verdict", "tables", "layouts", "replay", "network", "rank_program")
     yield SimpleNamespace(**{name: import_module(name) for name in names})
     sys.path.remove(str(SUITE))
 
@@ -125,6 +125,18 @@ def test_a_replayed_router_answers_with_what_was_recorded(workload: Any, suite: 
     _, weights, index = routers[2].forward(torch.zeros((16, 8)))
     assert torch.equal(index, workload.expert_ids[:, :PROMPT, 2].flatten(0, 1).long()[1::2])
     assert torch.equal(weights.sum(dim=1), torch.ones(16))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "median", "rounds"), [((3.0, 1.0, 2.0), 2.0, 3), ((9.0, 4.0, 1.0), 4.0, 2), ((13.0, 1.0), 13.0, 1)]
+)
+def test_the_round_of_median_time_counts_and_slow_cases_are_repeated_less(
+    suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], median: float, rounds: int
+) -> None:
+    served = iter(seconds)
+    monkeypatch.setattr(suite.rank_program, "serve", lambda *_: {"seconds": next(served)})
+    found = suite.rank_program.median_round(None, None, {"rounds": 3, "interface": "lo"})
+    assert found == {"seconds": median, "rounds": rounds}
 
 
 def result(placement: str, speed: str, seconds: float, **changes: Any) -> dict[str, Any]:
