@@ -29,6 +29,7 @@ class Case:
     ranks: int
     attention: Attention
     extra_slots: int
+    bound_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def measure_here(case: Case) -> Measured:
     solve(synthetic_profile(_WARM_UP), 2, **asked)
     profile = synthetic_profile(case.size)
     wall, cpu = time.perf_counter(), time.process_time()
-    plan = solve(profile, case.ranks, **asked)
+    plan = solve(profile, case.ranks, **asked, bound_seconds=case.bound_seconds)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     plans = {"auto": plan}

@@ -32,9 +32,13 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
     """The plan with bounds from about `options.bound_seconds` of one core's work; as it is where that is 0.
 
     exact: each layer takes the best placement for the plan's homes, as far as a fixed amount of work finds it and
-    `can_settle` allows.
+    `can_settle` allows; with replicas, where that takes seconds a layer, not without a budget unless the method is
+    that search.
     """
-    if profile.sample is None or profile.sample.num_tokens == 0 or (options.bound_seconds == 0 and not exact):
+    if profile.sample is None or profile.sample.num_tokens == 0:
+        return plan
+    has_replicas = plan.physical_to_logical.shape[1] > plan.num_logical_experts
+    if options.bound_seconds == 0 and (not exact or (has_replicas and plan.method != "ilp")):
         return plan
     cases = LayerCases(plan, profile, options.max_imbalance)
     work = int(options.bound_seconds * _WORK_PER_SECOND / plan.num_layers)

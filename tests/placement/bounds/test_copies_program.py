@@ -15,6 +15,8 @@ from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.layer_bound import settle_layer
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.serving import serve
+from specmoe.placement.solve import solve
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 sys.path.insert(0, str(Path(__file__).parent))
 brute_force = import_module("brute_force")
@@ -86,3 +88,19 @@ def test_a_cap_that_no_placement_keeps_is_found_out():
 @pytest.mark.parametrize(("experts", "slots", "expected"), [(8, (3, 3, 3, 3), True), (16, (5, 5, 5, 5), False)])
 def test_many_columns_are_left_to_the_bounds(experts, slots, expected):
     assert can_program(case_with_replicas(1, slots, experts, 2)) is expected
+
+
+@pytest.mark.parametrize(("method", "bound_seconds", "expected"), [("auto", 0.0, 0), ("auto", 0.1, 2), ("ilp", 0.0, 2)])
+def test_the_program_needs_a_budget_unless_it_is_the_method(method, bound_seconds, expected, monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((200, 2, 4)), axis=2)[:, :, :2].astype(np.uint8)
+    counts = np.stack([np.bincount(ids[:, layer].ravel(), minlength=4) for layer in range(2)])
+    profile = RoutingProfile(
+        layer_ids=np.arange(2, dtype=np.int32), expert_counts=counts, num_logical_experts=4, top_k=2,
+        num_tokens=200, sample=RoutingSample(expert_ids=ids),
+    )  # fmt: skip
+    tried = []
+    program = import_module("specmoe.placement.bounds.layer_bound")
+    monkeypatch.setattr(program, "best_copies", lambda *case: tried.append(case) or best_copies(*case))
+    solve(profile, 2, extra_slots=1, method=method, bound_seconds=bound_seconds, best_effort=True)
+    assert len(tried) == expected

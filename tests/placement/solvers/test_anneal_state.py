@@ -1,0 +1,83 @@
+"""What annealing prices by moves: the same as a state counted afresh, in words of bits and rank by rank."""
+
+import numpy as np
+import pytest
+
+from specmoe.placement.solvers.anneal_state import Move, carry_out, find_shift, new_state, price
+from specmoe.placement.solvers.copies import Items, Network, add_copy, copies_from, drop_copy
+from specmoe.placement.solvers.cover_rule import serve_bits
+from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, served_word, shift_pairs, word_of
+from specmoe.placement.solvers.expert_sets import rows_by_expert
+
+
+def random_held(rng, top_k, ep_size):
+    """uint32 [1, R]: every expert on one rank at least, some on many."""
+    held, doubled = np.zeros((1, ep_size), dtype=np.uint32), rng.random()
+    for k in range(top_k):
+        count = int(rng.integers(1, ep_size + 1)) if rng.random() < doubled else 1
+        held[0, rng.choice(ep_size, size=count, replace=False)] |= np.uint32(1 << k)
+    return held
+
+
+@pytest.mark.parametrize("ep_size", [1, 2, 5, 8, 16])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size):
+    rng = np.random.default_rng((top_k, ep_size))
+    node, ranks, serves = np.zeros(ep_size, dtype=np.int32), np.zeros(ep_size + 1, int), np.zeros(ep_size + 1, int)
+    assert fits_words(top_k, node)
+    for _ in range(400):
+        held, home, full = random_held(rng, top_k, ep_size), int(rng.integers(ep_size)), (1 << top_k) - 1
+        load, by_word = np.zeros(ep_size), np.zeros(ep_size)
+        cost = serve_bits(held, 0, home, top_k, node, 0.0, 1.0, load, ranks, serves)
+        shift_pairs(0, served_word(word_of(held, 0), home, full), 1.0, by_word)
+        assert copies_of_word(word_of(held, 0), home, full) == cost
+        assert by_word.tolist() == load.tolist()
+
+
+def test_more_experts_ranks_or_nodes_do_not_fit_a_word():
+    assert not fits_words(5, np.zeros(4, dtype=np.int32))
+    assert not fits_words(4, np.zeros(17, dtype=np.int32))
+    assert not fits_words(4, np.array([0, 1], dtype=np.int32))
+
+
+CASES = {
+    "words": (4, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
+    "five experts": (5, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
+    "two nodes": (3, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
+    top_k, network = CASES[case]
+    rng = np.random.default_rng(3)
+    sets = np.sort(np.argsort(rng.random((200, 10)), axis=1)[:, :top_k], axis=1).astype(np.int32)
+    offsets, rows = rows_by_expert(sets, 10)
+    items = Items(sets, rng.random(200), np.sort(rng.integers(4, size=200)).astype(np.int32), offsets, rows)
+    holds = np.zeros((4, 10), dtype=np.bool_)
+    holds[np.arange(10) % 4, np.arange(10)] = True
+    holds[(np.arange(10) + 1) % 4, np.arange(10)] = True
+    copies, halves, moved = copies_from(holds), np.full((10, 4, 4), -np.inf), 0
+    state = new_state(items, copies, network)
+    while moved < 40:
+        i, j = (int(rank) for rank in rng.integers(4, size=2))
+        a = int(rng.choice(np.flatnonzero(copies.holds[i])))
+        b = int(rng.choice(np.flatnonzero(copies.holds[j] if i != j else copies.holds[i] == 0)))
+        if copies.holds[i, b] or (i != j and copies.holds[j, a]) or copies.num_holders[a] < 2:
+            continue
+        before, load = (items.weight * state.copies).sum(), state.load.copy()
+        move = Move(i, a, j, b)
+        change = price(items, network, state, move, halves)
+        find_shift(items, network, state, move)
+        assert np.allclose(state.shift_of.sum(axis=0), state.shift)
+        carry_out(items, network, state, move)
+        for rank, gone, new in ((i, a, b), (j, b, a)) if i != j else ((i, a, b),):
+            drop_copy(copies, gone, rank)
+            add_copy(copies, new, rank)
+        afresh = new_state(items, copies, network)
+        assert state.copies.tolist() == afresh.copies.tolist()
+        assert before + change == pytest.approx((items.weight * afresh.copies).sum())
+        assert halves[a, i, j] + halves[b, j, i] == pytest.approx(change)
+        assert np.allclose(load + state.shift, afresh.load)
+        assert np.allclose(state.load, afresh.load)
+        moved += 1
