@@ -33,8 +33,8 @@ from tables import to_markdown  # noqa: E402
 from verdict import best_gains, judge  # noqa: E402
 
 # Each model's links, so that under linear placement they are about two thirds of the time, then nearly four fifths.
-DEMO_SCENARIOS = scenarios(rank_mbits=(40, 20), fast_mbit=200, node_mbits=(60, 25))
-WIDE_SCENARIOS = scenarios(rank_mbits=(100, 50), fast_mbit=500, node_mbits=(150, 75))
+DEMO_SCENARIOS = scenarios(rank_mbits=(40, 20), fast_mbit=200, node_mbits=(60, 22))
+WIDE_SCENARIOS = scenarios(rank_mbits=(100, 50), fast_mbit=500, node_mbits=(150, 65))
 OUTSIDE = {
     "transformers": "transformers, its own expert parallelism",
     "deepspeed": "DeepSpeed's MoE layer",
