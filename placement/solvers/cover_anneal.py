@@ -22,13 +22,15 @@ _MIN_CHANGE = 1e-9
 # The part of the moves that is priced again all the same: of those refused by what they cost before whatever the loads
 # do, and of those refused by what they did to loads, which is less certain.
 _PRICED_AGAIN, _WEIGHED_AGAIN = 0.02, 0.2
+# Shifts of loads grow with the third power of the ranks; with more of them in a layer none is kept.
+_MOST_SHIFTS = 1 << 24
 
 
 class _Halves(NamedTuple):
     """Of an expert that leaves a rank (row) for another (column), or leaves or joins it alone where both are one.
 
     cost: float64 [E, R, R], -inf where it is not known, so worth pricing; shift: float32 [E, R, R, R], of all loads,
-    where has_shift: bool [E, R, R].
+    where has_shift: bool [E, R, R]. These two have no rows where they would take too much memory.
     """
 
     cost: NDArray[np.float64]
@@ -101,13 +103,16 @@ def _unpriced(copies: Copies) -> _Halves:
     """Nothing known."""
     ep_size, num_experts = copies.holds.shape
     shape = (num_experts, ep_size, ep_size)
-    has_shift = np.zeros(shape, dtype=np.bool_)
-    return _Halves(np.full(shape, -np.inf), has_shift, np.empty((*shape, ep_size), dtype=np.float32))
+    kept = num_experts if num_experts * ep_size**3 <= _MOST_SHIFTS else 0
+    has_shift = np.zeros((kept, ep_size, ep_size), dtype=np.bool_)
+    return _Halves(np.full(shape, -np.inf), has_shift, np.empty((kept, ep_size, ep_size, ep_size), dtype=np.float32))
 
 
 @compiled
 def _note_shift(halves: _Halves, move: Move, shift_of: NDArray[np.float64]) -> None:
     """Keep what a move shifts; shift_of: float64 [2, R], by the items of a and by those of b."""
+    if len(halves.has_shift) == 0:
+        return
     halves.shift[move.a, move.i, move.j] = shift_of[0]
     halves.shift[move.b, move.j, move.i] = shift_of[1]
     halves.has_shift[move.a, move.i, move.j] = halves.has_shift[move.b, move.j, move.i] = True
@@ -119,7 +124,7 @@ def _foreseen_overload(
 ) -> float:
     """How the overload, now `over`, changes by what the two halves did to loads before; -inf where that is unknown."""
     i, a, j, b = move.i, move.a, move.j, move.b
-    if not (halves.has_shift[a, i, j] and halves.has_shift[b, j, i]):
+    if len(halves.has_shift) == 0 or not (halves.has_shift[a, i, j] and halves.has_shift[b, j, i]):
         return -np.inf
     of_a, of_b, speed, then = halves.shift[a, i, j], halves.shift[b, j, i], network.speed, 0.0
     for rank in range(len(load)):
@@ -133,7 +138,8 @@ def _forget(halves: _Halves, move: Move) -> None:
     for rank in (move.i, move.j):
         for expert in (move.a, move.b):
             halves.cost[expert, rank] = -np.inf
-            halves.has_shift[expert, rank] = False
+            if len(halves.has_shift) > 0:
+                halves.has_shift[expert, rank] = False
 
 
 @compiled

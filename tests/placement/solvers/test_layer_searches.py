@@ -127,27 +127,30 @@ def test_a_gain_is_what_the_copy_saves():
         drop_copy(copies, expert, rank)
 
 
-def test_annealing_saves_copies_and_keeps_slots_cap_and_every_expert():
-    rng = np.random.default_rng(5)
-    topic = rng.integers(3, size=300)
-    ids = np.stack([rng.permutation(np.arange(9)[np.arange(9) % 3 == t])[:2] for t in topic]).astype(np.int32)
+# With 64 ranks the shifts of loads take too much memory to be kept.
+@pytest.mark.parametrize(("ranks", "proposals", "left"), [(3, 3000, 0.2), (64, 100_000, 0.9)])
+def test_annealing_saves_copies_and_keeps_slots_cap_and_every_expert(ranks, proposals, left):
+    rng, experts, tokens = np.random.default_rng(5), 3 * ranks, 100 * ranks
+    topic = rng.integers(ranks, size=tokens)
+    of_topic = np.arange(experts).reshape(3, ranks).T
+    ids = np.stack([rng.permutation(of_topic[t])[:2] for t in topic]).astype(np.int32)
     order = np.argsort(topic, kind="stable")
-    offsets, rows = rows_by_expert(ids[order], 9)
-    items = Items(ids[order], np.ones(300), topic[order].astype(np.int32), offsets, rows)
-    network = Network(np.zeros(3, dtype=np.int32), 0.0, np.ones(3))
-    holds = np.zeros((3, 9), dtype=np.bool_)
-    holds[np.arange(9) // 3, np.arange(9)] = True
-    holds[np.arange(3), (np.arange(3) * 3 + 3) % 9] = True
+    offsets, rows = rows_by_expert(ids[order], experts)
+    items = Items(ids[order], np.ones(tokens), topic[order].astype(np.int32), offsets, rows)
+    network = Network(np.zeros(ranks, dtype=np.int32), 0.0, np.ones(ranks))
+    holds = np.zeros((ranks, experts), dtype=np.bool_)
+    holds[np.arange(experts) // 3, np.arange(experts)] = True
+    holds[np.arange(ranks), (np.arange(ranks) * 3 + 3) % experts] = True
     copies = copies_from(holds)
 
     def cost():
         by_home = costs_by_home(items.experts, True, copies, network)
-        return by_home[np.arange(300), items.home].sum()
+        return by_home[np.arange(tokens), items.home].sum()
 
     before = cost()
-    anneal_copies(items, copies, network, 1.3 * 200, 3.0, 3000, 5.0, 0.01, True, 0)
-    assert cost() < 0.2 * before
-    assert copies.holds.sum(axis=1).tolist() == [4, 4, 4]
+    anneal_copies(items, copies, network, 1.3 * 200, 3.0, proposals, 5.0, 0.01, True, 0)
+    assert cost() < left * before
+    assert copies.holds.sum(axis=1).tolist() == [4] * ranks
     assert copies.holds.sum(axis=0).min() == 1
     assert copies.num_holders.tolist() == copies.holds.sum(axis=0).tolist()
 
