@@ -46,7 +46,7 @@ Places = list[NDArray[np.int32]]
 
 _STARTS = 5
 # Annealing begins hot, so it needs no more than a fair start.
-_STARTS_WITH_REPLICAS = 2
+_STARTS_WITH_REPLICAS = 1
 _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
+from specmoe.placement.solvers.cover_words import copies_of_word, fits_words
 
 
 class Items(NamedTuple):
@@ -198,6 +199,8 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
     Under `cover`, homes on one node that hold none of a set's experts differ in ties at most: one stands for all.
     """
     ep_size, top_k = len(network.node), sets.shape[1]
+    if cover and fits_words(top_k, network.node):
+        return _costs_by_words(sets, copies, ep_size)
     node, surcharge = network.node, network.surcharge
     holders, num_holders = copies.holders, copies.num_holders
     held = np.zeros((1, ep_size), dtype=np.uint32)
@@ -223,6 +226,23 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
             cost[s, home] = serve_bits(held, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
             if held[0, home] == 0:
                 stands_for[node[home]] = home
+    return cost
+
+
+@compiled
+def _costs_by_words(sets: NDArray[np.int32], copies: Copies, ep_size: int) -> NDArray[np.float32]:
+    """The same under `cover` where a token's word says who holds its experts."""
+    top_k = sets.shape[1]
+    full = np.int64((1 << top_k) - 1)
+    cost = np.empty((len(sets), ep_size), dtype=np.float32)
+    for s in range(len(sets)):
+        word = np.int64(0)
+        for k in range(top_k):
+            expert = sets[s, k]
+            for position in range(copies.num_holders[expert]):
+                word |= np.int64(1) << np.int64(4 * copies.holders[expert, position] + k)
+        for home in range(ep_size):
+            cost[s, home] = copies_of_word(word, np.int64(home), full)
     return cost
 
 

@@ -19,8 +19,9 @@ _NEGLIGIBLE_TOKENS = 0.02
 # Experts find together while it is hot: a start at a quarter of this heat ended 3 % dearer on gpt-oss-20b.
 ANNEALING_ROUNDS = 20
 _HOT, _COLD = 2e-2, 1e-4
-# How often every pair of slots meets in a round while there are few slots.
-_MEETINGS = 10
+# How often every pair of slots meets in a round while there are few slots: a move is priced rank by rank, so that more
+# ranks allow for fewer.
+_MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 16, 8, 64
 # When copies settle, so many times more items stand for all.
 _SETTLED = 4
 
@@ -133,8 +134,9 @@ def settle(
 def _proposals_per_round(problem: LayerProblem) -> int:
     """Enough for every pair of slots to meet several times, within limits."""
     slots = int(problem.machine.slots.sum())
+    wanted = min(max(_MEETINGS_TIMES_RANKS // problem.machine.ep_size, _FEWEST_MEETINGS), _MEETINGS)
     # Pairs grow with the square of the slots, and so do the meetings that time allows shrink.
-    meetings = affordable_starts(affordable_starts(_MEETINGS, slots), slots)
+    meetings = affordable_starts(affordable_starts(wanted, slots), slots)
     return min(max(slots**2, 500), 1500) * max(1, meetings)
 
 
