@@ -163,6 +163,20 @@ def test_gains_are_over_linear_on_the_same_links(suite: SimpleNamespace) -> None
     assert "| 10 | specmoe | 2.000 | 2.000 |  | 0.0 | +0.0% |  | 1.25 | 0.100 | 10 | 5 | 64% | 2.00 |" in table
 
 
+def test_of_several_runs_the_last_that_measured_a_model_is_published(
+    suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    runs = [
+        {"command": "first", "seconds": 5, "results": [result("linear", "10", 5.0), result("linear", "10", 7.0, model="wide")]},
+        {"command": "second", "seconds": 3, "results": [result("linear", "10", 4.0)]},
+    ]  # fmt: skip
+    record = import_module("publish_runtime").merged(runs)
+    assert [(one["model"], one["seconds"]) for one in record["results"]] == [("wide", 7.0), ("demo", 4.0)]
+    assert (record["command"], record["seconds"]) == ("first; second", 8)
+    assert import_module("publish_runtime").merged(runs[1:])["command"] == "second"
+
+
 BROKEN = {
     "more bytes than predicted": ({"wire_bytes_of_rank": [270] * 4}, "bytes"),
     "another token": ({"equal_tokens": 8}, "tokens"),
