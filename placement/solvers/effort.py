@@ -8,7 +8,7 @@ _SEARCHED_PAIRS = 400_000
 # Starts are as many as asked for up to so many slots, fewer beyond: each takes longer, and tells less from the others.
 _ALL_STARTS = 64
 # An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
-_ITEMS_PER_SLOT = 24
+_ITEMS_PER_SLOT = 20
 _FEWEST_ITEMS = 1500
 
 
