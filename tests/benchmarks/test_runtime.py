@@ -167,10 +167,11 @@ def test_of_several_runs_the_last_that_measured_a_model_is_published(
     suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(SUITE.parent))
+    wide = result("linear", "10", 7.0, model="wide")
     runs = [
-        {"command": "first", "seconds": 5, "results": [result("linear", "10", 5.0), result("linear", "10", 7.0, model="wide")]},
+        {"command": "first", "seconds": 5, "results": [result("linear", "10", 5.0), wide]},
         {"command": "second", "seconds": 3, "results": [result("linear", "10", 4.0)]},
-    ]  # fmt: skip
+    ]
     record = import_module("publish_runtime").merged(runs)
     assert [(one["model"], one["seconds"]) for one in record["results"]] == [("wide", 7.0), ("demo", 4.0)]
     assert (record["command"], record["seconds"]) == ("first; second", 8)
