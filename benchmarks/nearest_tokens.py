@@ -24,7 +24,7 @@ from specmoe.placement.homes import homes_of, request_starts
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solve import solve
-from specmoe.placement.solvers.robust import rows_of
+from specmoe.placement.solvers.robust import profile_of_rows, rows_of
 from specmoe.placement.token_embeddings import TokenEmbeddings
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -36,18 +36,7 @@ def first_requests(profile: RoutingProfile, requests: int) -> RoutingProfile:
     """The profile of its sample's first `requests` requests."""
     sample = profile.require_sample("the benchmark")
     starts = np.append(request_starts(sample.request_ids, sample.num_tokens), sample.num_tokens)
-    kept = rows_of(sample, np.arange(starts[min(requests, len(starts) - 1)]))
-    counts = [np.bincount(ids.ravel(), minlength=profile.num_logical_experts) for ids in kept.expert_ids.swapaxes(0, 1)]
-    return RoutingProfile(
-        layer_ids=profile.layer_ids,
-        expert_counts=np.stack(counts).astype(np.int64),
-        num_logical_experts=profile.num_logical_experts,
-        top_k=profile.top_k,
-        num_tokens=kept.num_tokens,
-        vocab_size=profile.vocab_size,
-        sample=kept,
-        model_fingerprint=profile.model_fingerprint,
-    )
+    return profile_of_rows(profile, np.arange(starts[min(requests, len(starts) - 1)]))
 
 
 def measured_on(plan: PlacementPlan, trace: RoutingProfile, times_seen: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from placement import RESULTS, load_trace
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solve import solve
-from specmoe.placement.solvers.robust import domain_losses, rows_of
+from specmoe.placement.solvers.robust import domain_losses, profile_of_rows
 from specmoe.profiler.routing_profile import RoutingProfile
 
 # Domains with fewer tokens than this say little.
@@ -34,17 +34,7 @@ def of_domains(profile: RoutingProfile, domains: np.ndarray) -> RoutingProfile:
     """The profile of these domains' requests."""
     sample = profile.require_sample("the benchmark")
     assert sample.domain_ids is not None
-    kept = rows_of(sample, np.flatnonzero(np.isin(sample.domain_ids, domains)))
-    counts = [np.bincount(ids.ravel(), minlength=profile.num_logical_experts) for ids in kept.expert_ids.swapaxes(0, 1)]
-    return RoutingProfile(
-        layer_ids=profile.layer_ids,
-        expert_counts=np.stack(counts).astype(np.int64),
-        num_logical_experts=profile.num_logical_experts,
-        top_k=profile.top_k,
-        num_tokens=kept.num_tokens,
-        vocab_size=profile.vocab_size,
-        sample=kept,
-    )
+    return profile_of_rows(profile, np.flatnonzero(np.isin(sample.domain_ids, domains)))
 
 
 def measured_on(plan: PlacementPlan, trace: RoutingProfile) -> dict[str, float]:

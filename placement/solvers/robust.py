@@ -75,10 +75,14 @@ def domain_losses(*, plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np
 
 def reweighted(profile: RoutingProfile, weight: NDArray[np.float64], seed: int) -> RoutingProfile:
     """The profile of a sample that has each token about `weight` times, float64 [T], and as many tokens in all."""
-    sample = profile.require_sample("weighing domains")
     times = weight / weight.mean()
     drawn = np.floor(times + np.random.default_rng(seed).random(len(times))).astype(np.int64)
-    chosen = rows_of(sample, np.repeat(np.arange(len(times)), drawn))
+    return profile_of_rows(profile, np.repeat(np.arange(len(times)), drawn))
+
+
+def profile_of_rows(profile: RoutingProfile, rows: NDArray[np.int64]) -> RoutingProfile:
+    """The profile of these rows of the sample, in this order and as often as they are named."""
+    chosen = rows_of(profile.require_sample("choosing tokens"), rows)
     counts = [
         np.bincount(ids.ravel(), minlength=profile.num_logical_experts) for ids in chosen.expert_ids.swapaxes(0, 1)
     ]
