@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
-from specmoe.placement.solvers.cover_words import copies_of_word, fits_words
+from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, word_of
 
 
 class Items(NamedTuple):
@@ -232,15 +232,13 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
 @compiled
 def _costs_by_words(sets: NDArray[np.int32], copies: Copies, ep_size: int) -> NDArray[np.float32]:
     """The same under `cover` where a token's word says who holds its experts."""
-    top_k = sets.shape[1]
-    full = np.int64((1 << top_k) - 1)
+    full = np.int64((1 << sets.shape[1]) - 1)
+    held = np.zeros((1, ep_size), dtype=np.uint32)
     cost = np.empty((len(sets), ep_size), dtype=np.float32)
     for s in range(len(sets)):
-        word = np.int64(0)
-        for k in range(top_k):
-            expert = sets[s, k]
-            for position in range(copies.num_holders[expert]):
-                word |= np.int64(1) << np.int64(4 * copies.holders[expert, position] + k)
+        held[:] = 0
+        note_holders(sets, s, copies.holders, copies.num_holders, held, 0)
+        word = word_of(held, 0)
         for home in range(ep_size):
             cost[s, home] = copies_of_word(word, np.int64(home), full)
     return cost
