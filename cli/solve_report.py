@@ -1,9 +1,12 @@
 """What `specmoe solve` shows: a bar while it works, a few lines or a JSON object when it is done."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from specmoe.compiled import on_first_compilation
 from specmoe.placement.baselines.linear import linear
 from specmoe.placement.objective import internode_surcharge
 from specmoe.placement.options import SolveOptions, SolveProgress
@@ -11,14 +14,21 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import measured
 from specmoe.profiler.routing_profile import RoutingProfile
 
+COMPILING = "compiling the search to machine code: up to a minute, once on this machine"
+
 
 class SolveBar:
-    """A progress bar on stderr: the stage, its steps, and remote copies per token so far."""
+    """A progress bar on stderr: the stage, its steps, and remote copies per token so far; before them, what makes the
+    first use on a machine slow."""
 
     def __init__(self, *, visible: bool) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(desc="solving", leave=False, disable=not visible)
+        self._open = ExitStack()
+        self._open.enter_context(self._bar)
+        if visible:
+            self._open.enter_context(on_first_compilation(lambda: self._bar.write(COMPILING, file=sys.stderr)))
 
     def show(self, progress: SolveProgress) -> None:
         """Show one step."""
@@ -36,7 +46,7 @@ class SolveBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._open.close()
 
 
 def report_json(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -> dict[str, Any]:

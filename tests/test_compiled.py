@@ -35,3 +35,21 @@ print(module_to_compile.twice(21), len(module_to_compile.twice.signatures))
     assert (run.stdout, run.stderr) == ("42 1\n", "")
     kept = list(tmp_path.rglob("*.nbi"))
     assert bool(kept) == writable
+
+
+def test_one_is_told_of_the_first_compilation_alone_and_of_none_from_disk(tmp_path: Path) -> None:
+    (tmp_path / "module_to_compile.py").write_text(SOURCE + SOURCE.replace("twice", "again"), encoding="utf-8")
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import module_to_compile
+from specmoe.compiled import on_first_compilation
+with on_first_compilation(lambda: print("compiling")):
+    module_to_compile.twice(1)
+    module_to_compile.again(1)
+with on_first_compilation(lambda: print("compiled already")):
+    module_to_compile.twice(2)
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2)]
+    assert [(run.stdout, run.stderr) for run in runs] == [("compiling\n", ""), ("", "")]
