@@ -5,8 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from specmoe.compiled import compiled
 from specmoe.errors import UsageError
 
 # The types that weights, and rows to be added up, may have.
@@ -62,12 +65,16 @@ def check_values(name: str, tensor: torch.Tensor, low: int, high: int, *, or_non
             fits = fits | (tensor == -1) if or_none else fits
             torch._assert_async(fits.all(), f"{name} has values outside {expected}")
         return
-    smallest, largest = torch.aminmax(tensor)
-    # Leaving out what stands for none costs more than looking: only where something else may be below.
-    if or_none and smallest < low and (low > 0 or smallest < -1):
-        values = tensor[tensor != -1]
-        if values.numel() == 0:
-            return
+    if not _all_within(tensor.flatten().numpy(), low, high, or_none):
+        values = tensor[tensor != -1] if or_none else tensor
         smallest, largest = torch.aminmax(values)
-    if smallest < (-1 if or_none and low == 0 else low) or largest >= high:
         raise UsageError(f"{name} has values from {smallest} to {largest}, {expected} was expected")
+
+
+@compiled
+def _all_within(values: NDArray[np.integer], low: int, high: int, or_none: bool) -> bool:
+    """Whether `low <= value < high`, or with `or_none` -1, for all values; values: [n]."""
+    outside = 0
+    for value in values:
+        outside += not (low <= value < high or (or_none and value == -1))
+    return outside == 0

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from specmoe.compiled import compiled
 from specmoe.kernels.assign.assignment import Assignment
 from specmoe.kernels.routing_tables import RoutingTables
 
@@ -45,15 +48,29 @@ class Counters:
         self,
         row: int,
         assignment: Assignment,
-        is_pair: torch.Tensor,
+        chosen: torch.Tensor,
         home_rank: torch.Tensor,
         tables: RoutingTables,
         rerouted: torch.Tensor | None,
     ) -> None:
         """Count one forward pass through the plan's row `row`.
 
-        is_pair: bool [T, K], where the router chose an expert; home_rank: int32 [T]; rerouted: bool [T, K] or None.
+        chosen: integer [T, K], the router's experts, -1 for none; home_rank: int32 [T]; rerouted: bool [T, K] or None.
         """
+        changed = torch.zeros(chosen.shape, dtype=torch.bool, device=chosen.device) if rerouted is None else rerouted
+        if chosen.device.type == "cpu":
+            _count(
+                self._sums[row].numpy(),
+                chosen.numpy(),
+                assignment.pair_slot.numpy(),
+                assignment.token_rows.numpy(),
+                tables.rank_of_slot.numpy(),
+                home_rank.numpy(),
+                self._own_ranks.start,
+                self._own_ranks.stop,
+                changed.numpy(),
+            )
+            return
         kept = assignment.pair_slot >= 0
         served_on = tables.rank_of_slot[assignment.pair_slot.clamp(min=0).long()]
         is_local = served_on == home_rank[:, None]
@@ -61,8 +78,7 @@ class Counters:
         is_own = (served_on >= self._own_ranks.start) & (served_on < self._own_ranks.stop)
         # Filled in on the device: a value copied from the host would break the capture of a CUDA graph.
         tokens = self._sums.new_full((), home_rank.shape[0])
-        changed = torch.zeros_like(kept) if rerouted is None else rerouted
-        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, is_pair & ~kept, changed]
+        counted = [kept, kept & is_local, is_row & ~is_local, is_row & ~is_own, (chosen >= 0) & ~kept, changed]
         of_rank = (served_on[:, :, None] == self._ranks) & kept[:, :, None]
         sums = torch.stack([tokens, *[mask.sum() for mask in counted]])
         self._sums[row] += torch.cat([sums, of_rank.sum(dim=(0, 1))])
@@ -82,3 +98,34 @@ class Counters:
     def reset(self) -> None:
         """Start again from zero."""
         self._sums.zero_()
+
+
+@compiled
+def _count(
+    sums: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    pair_slot: NDArray[np.int32],
+    token_rows: NDArray[np.int32],
+    rank_of_slot: NDArray[np.int32],
+    home_rank: NDArray[np.int32],
+    first_own_rank: int,
+    end_of_own_ranks: int,
+    rerouted: NDArray[np.bool_],
+) -> None:
+    """Add to one layer's sums, int64 [7 + R], on the CPU."""
+    sums[0] += chosen.shape[0]
+    for token in range(chosen.shape[0]):
+        for choice in range(chosen.shape[1]):
+            slot = pair_slot[token, choice]
+            sums[6] += rerouted[token, choice]
+            if slot < 0:
+                sums[5] += chosen[token, choice] >= 0
+                continue
+            rank = rank_of_slot[slot]
+            is_local = rank == home_rank[token]
+            is_row = token_rows[token, choice] >= 0
+            sums[1] += 1
+            sums[2] += is_local
+            sums[3] += is_row and not is_local
+            sums[4] += is_row and not first_own_rank <= rank < end_of_own_ranks
+            sums[_SUMS + rank] += 1

@@ -119,7 +119,7 @@ class MoeLayer:
             assignment = assign_slots(slots.to(torch.int32), weights, home_rank, self._tables)
         else:
             assignment = assign(index, weights, home_rank, self._tables)
-        self._counters.add(self.row, assignment, index >= 0, home_rank, self._tables, rerouted)
+        self._counters.add(self.row, assignment, index, home_rank, self._tables, rerouted)
         return assignment
 
     def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic, serve: PartialSums) -> torch.Tensor:

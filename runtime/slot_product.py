@@ -1,5 +1,6 @@
 """Apply the experts of this process's slots to rows grouped by slot."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -19,12 +20,9 @@ def slot_product(experts: torch.nn.Module, rows: torch.Tensor, slot_offsets: tor
 
 
 def _slot_by_slot(experts: torch.nn.Module, rows: torch.Tensor, offsets: list[int]) -> torch.Tensor:
-    out = torch.empty_like(rows)
-    for slot, (start, end) in enumerate(pairwise(offsets)):
-        if start < end:
-            inner = _linear(experts, _first(experts), rows[start:end], slot)
-            out[start:end] = _linear(experts, "down_proj", _activate(experts, inner), slot)
-    return _post_norm(experts, out)
+    spans = [(slot, start, end) for slot, (start, end) in enumerate(pairwise(offsets)) if start < end]
+    inner = _linear_by_slot(experts, _first(experts), rows, spans)
+    return _post_norm(experts, _linear_by_slot(experts, "down_proj", _activate(experts, inner), spans))
 
 
 def _grouped(experts: torch.nn.Module, rows: torch.Tensor, slot_offsets: torch.Tensor) -> torch.Tensor:
@@ -45,21 +43,35 @@ def _activate(experts: torch.nn.Module, inner: torch.Tensor) -> torch.Tensor:
     return activation(inner)  # type: ignore[operator, no-any-return]
 
 
-def _linear(experts: torch.nn.Module, name: str, rows: torch.Tensor, slot: int) -> torch.Tensor:
-    weight = getattr(experts, name)[slot]
-    bias = getattr(experts, f"{name}_bias")[slot] if experts.has_bias else None
-    if not experts.is_transposed:
-        return F.linear(rows, weight, bias)
-    out: torch.Tensor = rows @ weight
-    return out if bias is None else out + bias
+def _linear_by_slot(
+    experts: torch.nn.Module, name: str, rows: torch.Tensor, spans: Sequence[tuple[int, int, int]]
+) -> torch.Tensor:
+    """spans: (slot, first row, end of its rows)."""
+    matrices = _matrices(experts, name)
+    biases = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    out = rows.new_empty((rows.shape[0], matrices.shape[2]))
+    for slot, start, end in spans:
+        if biases is None:
+            torch.mm(rows[start:end], matrices[slot], out=out[start:end])
+        elif experts.is_transposed:
+            # Rounded before the bias too, as by transformers' own modules.
+            torch.mm(rows[start:end], matrices[slot], out=out[start:end]).add_(biases[slot])
+        else:
+            torch.addmm(biases[slot], rows[start:end], matrices[slot], out=out[start:end])
+    return out
+
+
+def _matrices(experts: torch.nn.Module, name: str) -> torch.Tensor:
+    """[S, in, out]: the weights of each slot."""
+    weight = getattr(experts, name)
+    matrices: torch.Tensor = weight if experts.is_transposed else weight.transpose(-2, -1)
+    return matrices
 
 
 def _grouped_linear(
     experts: torch.nn.Module, name: str, rows: torch.Tensor, slot_offsets: torch.Tensor, slot_of_row: torch.Tensor
 ) -> torch.Tensor:
-    weight = getattr(experts, name)
-    matrices = weight if experts.is_transposed else weight.transpose(-2, -1)
-    out: torch.Tensor = F.grouped_mm(rows, matrices, offs=slot_offsets[1:])
+    out: torch.Tensor = F.grouped_mm(rows, _matrices(experts, name), offs=slot_offsets[1:])
     return out + getattr(experts, f"{name}_bias")[slot_of_row] if experts.has_bias else out
 
 

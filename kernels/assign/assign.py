@@ -4,6 +4,7 @@ import torch
 
 from specmoe.errors import UsageError
 from specmoe.kernels.assign.assignment import Assignment, SlotGroups
+from specmoe.kernels.assign.compiled import choose_slots_compiled, group_by_slot_compiled, rows_of_pairs_compiled
 from specmoe.kernels.assign.reference import assign_reference, group_by_slot_reference, rows_of_pairs
 from specmoe.kernels.checks import FLOATS, check_argument, check_values
 from specmoe.kernels.routing_tables import RoutingTables
@@ -37,6 +38,8 @@ def assign(
         from specmoe.kernels.assign.fused import assign_fused
 
         return assign_fused(top_k_index, top_k_weights, home_rank, tables, tables.replica_choice)
+    if device.type == "cpu":
+        return rows_of_pairs_compiled(choose_slots_compiled(top_k_index, home_rank, tables), top_k_weights, tables)
     return assign_reference(top_k_index, top_k_weights, home_rank, tables)
 
 
@@ -55,6 +58,8 @@ def assign_slots(
         from specmoe.kernels.assign.fused import assign_fused
 
         return assign_fused(pair_slot, weights, home_rank, tables, "given")
+    if tables.device.type == "cpu":
+        return rows_of_pairs_compiled(pair_slot, weights, tables)
     return rows_of_pairs(pair_slot, weights, tables)
 
 
@@ -74,6 +79,8 @@ def group_by_slot(row_slots: torch.Tensor, first_slot: int, num_slots: int, alig
         from specmoe.kernels.assign.group_fused import group_by_slot_fused
 
         return group_by_slot_fused(row_slots, first_slot, num_slots, alignment)
+    if row_slots.device.type == "cpu":
+        return group_by_slot_compiled(row_slots, first_slot, num_slots, alignment)
     return group_by_slot_reference(row_slots, first_slot, num_slots, alignment)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from specmoe.kernels.checks import FLOATS, check_argument, check_values
+from specmoe.kernels.combine.compiled import BITS, combine_compiled
 from specmoe.kernels.combine.indexed import combine_indexed
 
 
@@ -23,4 +24,6 @@ def combine(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor |
 
         out: torch.Tensor = combine_fused(rows, positions, weights)
         return out
+    if rows.device.type == "cpu" and rows.dtype in BITS:
+        return combine_compiled(rows, positions, weights)
     return combine_indexed(rows, positions, weights)

@@ -1,4 +1,4 @@
-"""Combine on the CPU: only the rows that are asked for are read, each once, and added in place."""
+"""Combine on the CPU for types that compiled code does not know: only rows that are asked for are read, each once."""
 
 import torch
 

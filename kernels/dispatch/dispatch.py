@@ -4,6 +4,7 @@ import torch
 
 from specmoe.kernels.checks import check_argument, check_values
 from specmoe.kernels.dispatch.indexed import dispatch_indexed
+from specmoe.kernels.dispatch.reference import dispatch_reference
 
 
 def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torch.Tensor:
@@ -20,7 +21,7 @@ def dispatch(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torc
 
         out: torch.Tensor = dispatch_fused(rows, positions, num_rows)
         return out
-    return dispatch_indexed(rows, positions, num_rows)
+    return _on_other_devices(rows, positions, num_rows)
 
 
 def dispatch_scaled(
@@ -39,4 +40,9 @@ def dispatch_scaled(
 
         out, out_scales = dispatch_scaled_fused(rows, scales, positions, num_rows)
         return out, out_scales
-    return dispatch_indexed(rows, positions, num_rows), dispatch_indexed(scales, positions, num_rows)
+    return _on_other_devices(rows, positions, num_rows), _on_other_devices(scales, positions, num_rows)
+
+
+def _on_other_devices(rows: torch.Tensor, positions: torch.Tensor, num_rows: int) -> torch.Tensor:
+    on_device = dispatch_indexed if rows.device.type == "cpu" else dispatch_reference
+    return on_device(rows, positions, num_rows)
