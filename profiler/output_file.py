@@ -1,6 +1,7 @@
 """Where a profile goes, and on what terms."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from specmoe.errors import OutputError, UsageError
 class OutputFile:
     """Where the profile goes, and beside it the state of a run that is not finished, renewed every so many minutes.
 
-    resume: go on from such a state where there is one. force: replace what is there, and drop such states.
+    resume: go on from such a state where there is one. force: replace what is there, and drop such states. inputs: the
+    data, which are never replaced.
     """
 
     path: Path
     resume: bool = False
     force: bool = False
     checkpoint_minutes: float = 10.0
+    inputs: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         if self.checkpoint_minutes < 0:
@@ -33,7 +36,7 @@ class OutputFile:
                 f"{left[0]} is left of a run that did not finish; give --resume to go on with it, or --force to start "
                 "over"
             )
-        refuse_existing(self.path, force=self.may_replace())
+        refuse_existing(self.path, force=self.may_replace(), inputs=self.inputs)
 
     def left_states(self) -> list[Path]:
         """The states of all processes of unfinished runs for this output."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specmoe.artifact import METADATA_KEY, digest, read_artifact, read_description, write_artifact
-from specmoe.atomic import atomic_file
+from specmoe.atomic import atomic_file, refuse_existing
 from specmoe.errors import ArtifactError, OutputError
 from specmoe.fields import check_range, check_tensor, entry
 
@@ -125,6 +125,39 @@ def test_a_file_that_another_process_wrote_meanwhile_is_left_as_it_is(tmp_path: 
         overtaken()
     assert path.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_that_leads_nowhere_is_there_already(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        write_artifact(tmp_path / "out", TENSORS, DESCRIPTION)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write whatever the folder's mode
+    with pytest.raises(OutputError, match=r"the folder .* cannot be written; give another place"):
+        refuse_existing(tmp_path / "out", force=False)
+
+
+def test_what_went_wrong_is_told_where_cleaning_up_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only disk even removing a file that is not there is an error."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        write_artifact(tmp_path / "out", TENSORS, DESCRIPTION)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_is_none_of_its_inputs(saved: Path, force: bool) -> None:
+    with pytest.raises(OutputError, match="it is read for this very output"):
+        refuse_existing(saved, force=force, inputs=[saved.parent / "missing", saved])
+    refuse_existing(saved.parent / "new", force=force, inputs=[saved])
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])

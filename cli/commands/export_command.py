@@ -44,7 +44,7 @@ def command(
     from specmoe.placement.export.export_plan import export_plan, refuse_outputs, sidecar_path
     from specmoe.placement.plan import PlacementPlan
 
-    refuse_outputs(output, engine, force=force)
+    refuse_outputs(output, engine, force=force, inputs=[plan_path])
     plan = PlacementPlan.load(plan_path)
     layers = num_layers_of(plan, model, num_layers)
     result = export_plan(plan, engine, output, num_layers=layers, force=force)

@@ -51,7 +51,7 @@ def command(
     """
     from specmoe.atomic import refuse_existing
 
-    refuse_existing(output, force=force)
+    refuse_existing(output, force=force, inputs=[source])
     from specmoe.cli.profile_summary import print_summary, summary
     from specmoe.profiler.import_record import import_record
     from specmoe.profiler.model_facts import ModelFacts

@@ -75,7 +75,7 @@ def command(
     """
     from specmoe.profiler.output_file import OutputFile
 
-    file = OutputFile(path=output, resume=resume, force=force, checkpoint_minutes=checkpoint_minutes)
+    file = OutputFile(path=output, resume=resume, force=force, checkpoint_minutes=checkpoint_minutes, inputs=data)
     # Under torchrun every process runs this, and the first one writes.
     if os.environ.get("RANK", "0") == "0":
         file.refuse_existing()

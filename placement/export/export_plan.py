@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.specmoe.json")
 
 
-def refuse_outputs(path: Path, engine_name: str, *, force: bool) -> None:
-    """Raise `OutputError` where the file or its sidecar may not be written, `UsageError` for a name that the engine
-    does not take."""
+def refuse_outputs(path: Path, engine_name: str, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise `OutputError` where the file or its sidecar may not be written or is one of `inputs`, `UsageError` for a
+    name that the engine does not take."""
     suffix = ENGINES[engine_name].suffix
     if suffix is not None and path.suffix != suffix:
         raise UsageError(f"{engine_name} reads only files whose name ends in {suffix}, and the output is {path}")
     for output in (path, sidecar_path(path)):
-        refuse_existing(output, force=force)
+        refuse_existing(output, force=force, inputs=inputs)
 
 
 def export_plan(

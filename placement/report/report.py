@@ -62,7 +62,7 @@ def report(
     """
     files = [plans] if isinstance(plans, str | PathLike) else plans
     page, folder = Path(page), None if plots is None else Path(plots)
-    refuse_existing(page, force=force)
+    refuse_existing(page, force=force, inputs=[Path(file) for file in (*files, profile)])
     if folder is not None:
         refuse_plots(folder, force=force)
     findings = gather([Path(file) for file in files], Path(profile), capacity=capacity, part=part, on_step=on_step)

@@ -1,25 +1,33 @@
 """Write a file whole or not at all: a temporary sibling, synced, then renamed over the target."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specmoe.errors import OutputError
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise `OutputError` when `path` exists and may not be replaced, or its folder is missing."""
+def refuse_existing(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise `OutputError` when `path` exists and may not be replaced, or its folder is missing or cannot be written.
+
+    inputs: what the output is made of, which even `force` does not replace.
+    """
     try:
-        in_folder, is_folder, exists = path.parent.is_dir(), path.is_dir(), path.exists()
+        in_folder, is_folder, exists = path.parent.is_dir(), path.is_dir(), path.exists() or path.is_symlink()
+        is_input = path.exists() and any(file.exists() and file.samefile(path) for file in inputs)
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     if not in_folder:
         raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     if is_folder:
         raise OutputError(f"cannot write {path}: it is a folder, a file name was expected")
+    if is_input:
+        raise OutputError(f"cannot write {path}: it is read for this very output; give another name")
     if exists and not force:
         raise OutputError(f"{path} exists already; give another name or --force to replace it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: the folder {path.parent} cannot be written; give another place")
 
 
 @contextmanager
@@ -42,7 +50,8 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has become read-only; what went wrong before is what is to be told
+            temporary.unlink(missing_ok=True)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

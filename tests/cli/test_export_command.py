@@ -86,6 +86,7 @@ def test_an_existing_file_is_kept_unless_forced(command_line, plan_file, tmp_pat
     assert "exists already" in err
     assert (tmp_path / "map.json").read_text() == "mine"
     assert command_line(*arguments, "--force")[0] == 0
+    assert "it is read for" in command_line("export", plan_file, "--to", "json", "-o", plan_file, "--force")[2]
 
 
 def test_a_file_that_is_no_plan_is_one_sentence(command_line, tmp_path) -> None:

@@ -38,6 +38,7 @@ def test_an_existing_output_is_kept_unless_forced(command_line, trace, tmp_path)
     assert "exists already" in err
     assert (tmp_path / "p").read_text() == "mine"
     assert command_line("import", trace, "--from", "npz", "-o", tmp_path / "p", "--force")[0] == 0
+    assert "it is read for" in command_line("import", trace, "--from", "npz", "-o", trace, "--force")[2]
 
 
 def test_a_bad_trace_is_one_sentence_and_writes_nothing(command_line, tmp_path) -> None:

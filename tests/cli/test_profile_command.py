@@ -45,6 +45,8 @@ def test_an_existing_output_is_refused_before_the_model_is_loaded(command_line, 
     assert code == 1
     assert "exists already" in err
     assert (tmp_path / "p").read_text() == "mine"
+    arguments = ("profile", tmp_path / "no-model", "--data", *text, "-o", text[1], "--force")
+    assert "it is read for this very output" in command_line(*arguments)[2]
 
 
 @pytest.mark.parametrize(
