@@ -1,5 +1,6 @@
 """The `specmoe` command: finds sub-commands by file name, turns errors into one sentence and an exit code."""
 
+import io
 import os
 import sys
 from difflib import get_close_matches
@@ -69,6 +70,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the only place that prints errors and sets exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name may hold letters that the terminal's encoding lacks, or bytes that are no text.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         cli(standalone_mode=False)
     except SpecmoeError as error:
@@ -80,6 +85,9 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; no output was written", 1)
+    except OSError as error:
+        what = "the result cannot be printed" if error.filename is None else f"{error.filename} cannot be used"
+        _fail(f"{what}: {error.strerror or error}; give another place", 1)
     if "TORCHELASTIC_RUN_ID" in os.environ and "torch.distributed" in sys.modules:
         _leave_at_once()
 

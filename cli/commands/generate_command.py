@@ -72,6 +72,7 @@ def command(
         texts = [*prompts, *_read_prompts(prompts_file)]
         if not texts:
             raise UsageError("there is no prompt; give --prompt TEXT or --prompts-file FILE")
+        _refuse_undecodable(texts)
         if logits is not None:
             refuse_existing(logits, force=force)
         completions, decoded = _run(out, texts, max_new_tokens, device, dtype, _capacity(factor, level, overflow))
@@ -117,6 +118,16 @@ def _run(
     if dist.is_initialized():
         dist.destroy_process_group()
     return completions, [str(tokenizer.decode(item.token_ids, skip_special_tokens=True)) for item in completions]
+
+
+def _refuse_undecodable(texts: Sequence[str]) -> None:
+    """Raise where a prompt's bytes were no text in the terminal's encoding: tokenizers take none of what Python makes
+    of such bytes."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"prompt {number} is not UTF-8 text; give it in UTF-8, or in a --prompts-file") from error
 
 
 def _read_prompts(path: Path | None) -> list[str]:

@@ -35,6 +35,8 @@ def inspect_path(path: Path) -> Inspection:
             return _inspect_folder(path)
         if path.name == MANIFEST_FILE:
             return inspect_checkpoint(path.parent)
+        if path.exists() and not path.is_file():  # to read from a pipe or a device could wait for ever
+            raise ArtifactError(f"{path} is neither a file nor a folder; {EXPECTED}")
         start = _first_bytes(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error

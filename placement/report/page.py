@@ -55,7 +55,8 @@ def page(findings: Findings) -> str:
 def write_page(findings: Findings, path: Path, *, force: bool = False) -> None:
     """Write the report to `path`, whole or not at all."""
     with atomic_file(path, force=force) as temporary:
-        temporary.write_text(page(findings), encoding="utf-8")
+        # A file's name may hold bytes that are no text.
+        temporary.write_text(page(findings), encoding="utf-8", errors="replace")
 
 
 def page_script() -> str:

@@ -142,6 +142,7 @@ def test_prompts_from_a_file_and_plain_text_output(command_line, compiled_tiny, 
 MISTAKES = {
     "no prompt": (["--max-new-tokens", "3"], 2, "there is no prompt"),
     "an empty prompt": (["--prompt", ""], 2, "prompt 0 has no tokens"),
+    "a prompt that is no text": (["--prompt", "a\udcff"], 2, "prompt 0 is not UTF-8 text"),
     "a prompts file that is not there": (["--prompts-file", "/nowhere"], 1, "cannot be read as a text file"),
     "an existing logits file": (["--prompt", "a", "--logits", __file__], 1, "exists already"),
     "a device that is not there": (["--prompt", "a", "--device", "nowhere"], 2, "device nowhere cannot be used"),

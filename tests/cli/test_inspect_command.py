@@ -1,6 +1,7 @@
 """`specmoe inspect`: every kind of file in words and numbers, a foreign one in one sentence."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def test_an_exported_placement_and_its_sidecar_are_explained(command_line, folde
         (lambda path: path.mkdir(), "is a folder without specmoe.json"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text("{}")), "specmoe reshard compiles it"),
         (lambda path: path.touch(), "is not a specmoe file"),
+        (os.mkfifo, "is neither a file nor a folder"),
         (lambda path: None, "No such file or directory"),
     ],
 )

@@ -59,6 +59,12 @@ def test_an_existing_page_is_kept_unless_forced(command_line, folder) -> None:
     assert (folder / "page.html").read_text() != "mine"
 
 
+def test_a_plan_whose_name_is_no_text_has_a_page(command_line, folder) -> None:
+    (folder / "plan\udcff").write_bytes((folder / "experts.plan").read_bytes())
+    assert command_line("report", "plan\udcff", "--profile", "trace", "-o", "page.html")[0] == 0
+    assert "plan?" in (folder / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
@@ -73,12 +79,13 @@ def test_an_existing_page_is_kept_unless_forced(command_line, folder) -> None:
             1,
             "needs a profile that keeps prefill and decode",
         ),
+        (["experts.plan", "--profile", "trace", "--force", "-o", "trace"], 1, "it is read for this very output"),
         (["experts.plan"], 2, "Missing option '--profile'"),
         (["--profile", "trace"], 2, "Missing argument 'PLAN...'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(command_line, folder, arguments, exit_code, message) -> None:
-    code, printed, err = command_line("report", *arguments, "-o", "page.html")
+    code, printed, err = command_line("report", "-o", "page.html", *arguments)
     assert (code, printed) == (exit_code, "")
     assert message in err
     assert "Traceback" not in err
