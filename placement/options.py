@@ -70,7 +70,7 @@ class SolveOptions:
         if self.extra_slots < 0:
             raise UsageError(f"extra_slots is {self.extra_slots}, at least 0 was expected")
         if not 1 <= self.max_imbalance < math.inf:
-            raise UsageError(f"max_imbalance is {self.max_imbalance}, at least 1 was expected")
+            raise UsageError(f"max_imbalance is {self.max_imbalance}, a finite number of at least 1 was expected")
         if self.time_limit is not None and not 0 < self.time_limit < math.inf:
             raise UsageError(f"time_limit is {self.time_limit}, a positive number of seconds was expected")
         if not 0 <= self.bound_seconds < math.inf:

@@ -36,7 +36,7 @@ class Topology:
         for name in _LINK_FIELDS:
             value = getattr(self, name)
             if value is not None and not _is_positive(value):
-                raise UsageError(f"{name} is {value!r}, a positive number was expected")
+                raise UsageError(f"{name} is {value!r}, a positive number from {_LEAST:g} to {_MOST:g} was expected")
         _check_per_rank("relative_speed", self.relative_speed, self.ep_size, _is_positive)
         _check_per_rank("slots", self.slots, self.ep_size, _is_count)
 
@@ -82,17 +82,12 @@ class Topology:
             raise UsageError(f"ep_size is {R}, at most one rank per expert ({E}) was expected")
         if extra_slots < 0:
             raise UsageError(f"extra_slots is {extra_slots}, at least 0 was expected")
-        if self.slots is None:
-            slots = np.full(R, math.ceil(E / R) + extra_slots, dtype=np.int32)
-        else:
-            slots = np.asarray(self.slots, dtype=np.int32) + np.int32(extra_slots)
-        if slots.sum() < E:
-            raise UsageError(
-                f"the topology has {slots.sum()} slots in all, at least {E} (one per expert) were expected"
-            )
-        if slots.max() > E:
-            raise UsageError(f"a rank has {slots.max()} slots, at most {E} (each expert once) were expected")
-        return slots
+        slots = [count + extra_slots for count in self.slots or [math.ceil(E / R)] * R]
+        if sum(slots) < E:
+            raise UsageError(f"the topology has {sum(slots)} slots in all, at least {E} (one per expert) were expected")
+        if max(slots) > E:
+            raise UsageError(f"a rank has {max(slots)} slots, at most {E} (each expert once) were expected")
+        return np.asarray(slots, dtype=np.int32)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the topology file, without the keys that are not given."""
@@ -118,7 +113,7 @@ class Topology:
     def load(cls, path: str | PathLike[str]) -> "Topology":
         """Read a topology file (JSON); raises `ArtifactError`, naming the file, where anything in it does not fit."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
         except UsageError as error:
@@ -126,6 +121,9 @@ class Topology:
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} cannot be read as a JSON topology: {error}") from error
 
+
+# Far past any machine, and their quotients and sums are still floats.
+_LEAST, _MOST = 1e-9, 1e9
 
 _LINK_FIELDS = (
     "intra_node_gb_per_s",
@@ -140,11 +138,13 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and _LEAST <= value <= _MOST
 
 
 def _check_per_rank(name: str, values: Any, ep_size: int, is_valid: Any) -> None:
     if values is None:
         return
     if not isinstance(values, tuple) or len(values) != ep_size or not all(is_valid(value) for value in values):
-        raise UsageError(f"{name} is {values!r}, {ep_size} positive numbers (one per rank) were expected")
+        raise UsageError(
+            f"{name} is {values!r}, {ep_size} positive numbers (one per rank) up to {_MOST:g} were expected"
+        )

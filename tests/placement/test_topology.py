@@ -53,6 +53,9 @@ def test_equal_slots_are_the_ceiling_plus_the_extra(experts: int, ranks: int, ex
         ({"inter_node_latency_us": "fast"}, "inter_node_latency_us is 'fast'"),
         ({"relative_speed": [1, 1]}, "relative_speed is .* 5 positive numbers"),
         ({"relative_speed": [1, 1, 1, 1, float("inf")]}, "relative_speed"),
+        ({"relative_speed": [1, 1, 1, 1, 1e308]}, "relative_speed .* up to 1e.09"),
+        ({"intra_node_gb_per_s": 10**400}, "intra_node_gb_per_s is 1000"),
+        ({"inter_node_gb_per_s": 1e-300}, "inter_node_gb_per_s is 1e-300"),
         ({"slots": [1.5, 3, 3, 3, 3]}, "slots is"),
     ],
 )
@@ -66,6 +69,8 @@ def test_impossible_slots_are_refused_with_the_numbers() -> None:
         Topology.single_node(5).slots_of_rank(4)
     with pytest.raises(UsageError, match="a rank has 5 slots, at most 4"):
         Topology.single_node(4).slots_of_rank(4, 4)
+    with pytest.raises(UsageError, match="a rank has 100000000001 slots"):
+        Topology.single_node(4).slots_of_rank(4, 10**11)
     with pytest.raises(UsageError, match="14 slots in all, at least 15"):
         Topology.from_json(FULL).slots_of_rank(15)
     with pytest.raises(UsageError, match="ep_size is 0"):
@@ -85,3 +90,9 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path.write_text('{"ranks_per_node": [2], "x": 1}', encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"topology\.json: the topology has unknown keys"):
         Topology.load(path)
+
+
+def test_a_byte_order_mark_before_the_json_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "topology.json"
+    path.write_text('{"ranks_per_node": [2]}', encoding="utf-8-sig")
+    assert Topology.load(path).ep_size == 2
