@@ -14,6 +14,7 @@ from specmoe.model_folder import model_folder
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.reshard.compilation import plan_compilation
 from specmoe.placement.reshard.compile import reshard
+from specmoe.placement.reshard.human_size import human_size
 from specmoe.placement.reshard.manifest import CompiledManifest, Layout
 from specmoe.placement.reshard.staging import JOURNAL_FILE, partial_folder
 
@@ -75,16 +76,17 @@ def _interrupted(output: Path) -> OutputError | None:
 
 
 def _describe_layout(summary: Mapping[str, Any]) -> str:
-    lines = [f"{name}  {_size(size)}" for name, size in summary["files"].items()]
+    lines = [f"{name}  {human_size(size)}" for name, size in summary["files"].items()]
     lines.append(
-        f"in all {_size(summary['bytes'])} from {_size(summary['source_bytes'])}, family {summary['family']}, "
-        f"{summary['ep_size']} ranks, {summary['replica_slots_per_layer']} replica slots in each layer"
+        f"in all {human_size(summary['bytes'])} from {human_size(summary['source_bytes'])}, "
+        f"family {summary['family']}, {summary['ep_size']} ranks, "
+        f"{summary['replica_slots_per_layer']} replica slots in each layer"
     )
     if "bytes_read_per_rank" in summary:
         lines.append(
-            f"each rank reads {_size(summary['shared_bytes'])} of shared tensors and its own experts, "
-            f"at most {_size(max(summary['bytes_read_per_rank']))}, and holds at most "
-            f"{_size(max(summary['weight_bytes_per_rank']))} of weights as they are stored"
+            f"each rank reads {human_size(summary['shared_bytes'])} of shared tensors and its own experts, "
+            f"at most {human_size(max(summary['bytes_read_per_rank']))}, and holds at most "
+            f"{human_size(max(summary['weight_bytes_per_rank']))} of weights as they are stored"
         )
         lines.append(_describe_replicas(summary))
     lines.append(f"copied as they are: {', '.join(summary['copied_files']) or 'nothing'}")
@@ -97,20 +99,13 @@ def _describe_replicas(summary: Mapping[str, Any]) -> str:
         return "no expert has a replica"
     return (
         f"{min(of_layer)} to {max(of_layer)} experts of a layer have replicas, {sum(of_layer)} in all, which take "
-        f"{_size(summary['replica_bytes'])}"
+        f"{human_size(summary['replica_bytes'])}"
     )
 
 
 def _describe_result(out: Path, manifest: CompiledManifest) -> str:
     total = sum(record.num_bytes for record in manifest.files.values())
     return (
-        f"{out}: layout {manifest.layout}, {manifest.ep_size} ranks, {len(manifest.files)} files, {_size(total)}; "
+        f"{out}: layout {manifest.layout}, {manifest.ep_size} ranks, {len(manifest.files)} files, {human_size(total)}; "
         f"specmoe verify {out} proves it whole"
     )
-
-
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.2f} {unit}"
-    return f"{num_bytes} bytes"

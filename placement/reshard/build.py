@@ -14,6 +14,7 @@ from specmoe.hashing import hash_file
 from specmoe.placement.reshard.compilation import Compilation
 from specmoe.placement.reshard.copy_bytes import CopyStoppedError, Part, Span, TransposedMatrix, write_file
 from specmoe.placement.reshard.hf_layout import weight_index
+from specmoe.placement.reshard.human_size import human_size
 from specmoe.placement.reshard.layout import OutputFile
 from specmoe.placement.reshard.manifest import PLAN_FILE, CompiledManifest, FileRecord
 from specmoe.placement.reshard.progress import Report
@@ -98,8 +99,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise OutputError(
-            f"the disk of {folder.parent} has {free / 1e9:.2f} GB free, {(needed + _SPARE_BYTES) / 1e9:.2f} GB are "
-            "needed; free some space or write elsewhere"
+            f"the disk of {folder.parent} has {human_size(free)} free, {human_size(needed + _SPARE_BYTES)} are needed; "
+            "free some space or write elsewhere"
         )
 
 
