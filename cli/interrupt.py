@@ -9,12 +9,15 @@ from types import FrameType
 
 @contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the next one interrupts as usual. Outside the main thread it stays unset."""
+    """An event that the first Ctrl-C sets; the next one interrupts as usual.
+
+    It stays unset outside the main thread, and where Ctrl-C is ignored, as in a script's background jobs.
+    """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual == signal.SIG_IGN:
         yield event
         return
-    usual = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         event.set()

@@ -49,27 +49,34 @@ class SolveBar:
         self._open.close()
 
 
-def report_json(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -> dict[str, Any]:
-    """The result by name; `linear` is the objective of the placement in checkpoint order on the same profile."""
+def report_json(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *, stopped: bool) -> dict[str, Any]:
+    """The result by name; `linear` is the placement in checkpoint order on the same profile, which knows no load cap.
+
+    stopped: whether Ctrl-C ended the search.
+    """
+    checkpoint_order = _linear(plan, profile)
     return {
         "method": plan.method,
         "attention": plan.attention,
         "replica_choice": plan.replica_choice,
         "ep_size": plan.ep_size,
         "objective": plan.objective,
-        "linear_objective": _linear_objective(plan, profile),
+        "linear_objective": None if checkpoint_order is None else checkpoint_order.objective,
+        "linear_load_imbalance": None if checkpoint_order is None else _load_imbalance(checkpoint_order),
         "bound": plan.bound,
         "gap": plan.gap,
         "predicted": dict(plan.predicted),
         "seconds": seconds,
+        "stopped": stopped,
         "plan_digest": plan.digest,
     }
 
 
-def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -> Iterator[str]:
-    """The result in a few lines for a person."""
+def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *, stopped: bool) -> Iterator[str]:
+    """The result in a few lines for a person; stopped: whether Ctrl-C ended the search."""
     yield f"{plan.method}, {plan.ep_size} ranks, attention {plan.attention}, {seconds:.1f} s"
-    baseline = _linear_objective(plan, profile)
+    checkpoint_order = _linear(plan, profile)
+    baseline = None if checkpoint_order is None else checkpoint_order.objective
     if plan.objective is not None and baseline is not None:
         change = f" ({plan.objective / baseline - 1:+.0%} against linear's {baseline:.3f})" if baseline else ""
         is_weighted = internode_surcharge(plan.topology) > 0
@@ -79,7 +86,8 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
     if "held_out_objective" in plan.predicted:
         yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
     if "profile" in plan.predicted:
-        yield f"  load imbalance           {plan.predicted['profile']['load_imbalance']:.3f} mean over layers"
+        linears = "" if checkpoint_order is None else f" (linear's {_load_imbalance(checkpoint_order):.3f})"
+        yield f"  load imbalance           {_load_imbalance(plan):.3f} mean over layers{linears}"
     if "held_out_load_imbalance" in plan.predicted:
         yield f"                           {plan.predicted['held_out_load_imbalance']:.3f} expected on other requests"
     if plan.topology.relative_speed is not None and "heaviest_rank" in plan.predicted:
@@ -92,6 +100,8 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float) -
         yield f"  replicas                 reached by the {plan.replica_choice} choice"
     for missing in plan.predicted.get("missing", []):
         yield f"  note                     {missing}"
+    if stopped:
+        yield "  note                     stopped by Ctrl-C: the best plan so far, another run may find a better one"
 
 
 def _bound_lines(plan: PlacementPlan) -> Iterator[str]:
@@ -105,7 +115,11 @@ def _bound_lines(plan: PlacementPlan) -> Iterator[str]:
         yield f"  proven: nor for any other homes, less than {note['any_homes']:.3f}"
 
 
-def _linear_objective(plan: PlacementPlan, profile: RoutingProfile) -> float | None:
+def _load_imbalance(plan: PlacementPlan) -> float:
+    return float(plan.predicted["profile"]["load_imbalance"])
+
+
+def _linear(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan | None:
     if profile.sample is None:
         return None
-    return measured(linear(profile, plan.topology, SolveOptions(attention=plan.attention)), profile).objective
+    return measured(linear(profile, plan.topology, SolveOptions(attention=plan.attention)), profile)

@@ -57,6 +57,8 @@ def command(
 ) -> None:
     """Compute where the experts of PROFILE's model should sit so that tokens travel least, at an even load.
 
+    Ctrl-C writes the best plan so far; a second one writes nothing.
+
     \b
     specmoe solve routing.profile -o experts.plan --ep-size 4
     specmoe solve routing.profile -o experts.plan --ep-size 8 --attention tp --extra-slots 1
@@ -74,7 +76,7 @@ def command(
 
     if (ep_size is None) == (topology_path is None):
         raise click.UsageError("give either --ep-size or --topology")
-    refuse_existing(output, force=force)
+    refuse_existing(output, force=force, inputs=[profile_path])
     machine = Topology.load(topology_path) if topology_path is not None else Topology.single_node(ep_size or 0)
     profile = profile_of_phase(RoutingProfile.load(profile_path), phase)
     embeddings = None if model is None else TokenEmbeddings.of(model)
@@ -83,11 +85,11 @@ def command(
         plan = solve(
             profile, machine, embeddings=embeddings, on_progress=bar.show, should_stop=interrupted.is_set, **choices
         )
-    seconds = time.monotonic() - begin
+    seconds, stopped = time.monotonic() - begin, interrupted.is_set()
     plan.save(output, force=force)
     if as_json:
-        click.echo(json.dumps(report_json(plan, profile, seconds)))
+        click.echo(json.dumps(report_json(plan, profile, seconds, stopped=stopped)))
         return
-    for line in report_lines(plan, profile, seconds):
+    for line in report_lines(plan, profile, seconds, stopped=stopped):
         click.echo(line)
     click.echo(f"wrote {output}")

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +48,8 @@ def test_it_writes_a_plan_and_shows_what_was_gained(command_line, profile_path, 
     assert code == 0
     assert "remote copies per token" in out
     assert "against linear" in out
+    assert re.search(r"load imbalance +1\.\d+ mean over layers \(linear's \d\.\d+\)", out)
+    assert "Ctrl-C" not in out
     plan = PlacementPlan.load(tmp_path / "a.plan")
     assert plan.token_affinity is not None
     assert plan.layer_ids.tolist() == [1, 3]
@@ -56,6 +61,8 @@ def test_json_holds_the_result(command_line, profile_path, tmp_path):
     assert code == 0
     result = json.loads(out)
     assert result["objective"] < result["linear_objective"]
+    assert result["linear_load_imbalance"] >= 1
+    assert result["stopped"] is False
     assert result["plan_digest"] == PlacementPlan.load(tmp_path / "a.plan").digest
 
 
@@ -131,3 +138,39 @@ def test_the_first_interrupt_asks_to_stop_and_the_second_interrupts():
         assert asked.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_plan_that_an_interrupt_cut_short_says_so(command_line, profile_path, tmp_path, monkeypatch):
+    @contextmanager
+    def at_once():
+        event = threading.Event()
+        event.set()
+        yield event
+
+    monkeypatch.setattr("specmoe.cli.interrupt.first_interrupt", at_once)
+    arguments = ("--ep-size", 2, "--max-imbalance", 1.9)
+    code, out, _ = command_line("solve", profile_path, "-o", tmp_path / "a.plan", *arguments)
+    assert code == 0
+    assert "stopped by Ctrl-C" in out
+    _, out, _ = command_line("solve", profile_path, "-o", tmp_path / "b.plan", *arguments, "--json")
+    assert json.loads(out)["stopped"] is True
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with first_interrupt() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not asked.is_set()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def test_the_profile_is_not_replaced_by_its_plan(command_line, profile_path, tmp_path):
+    before = profile_path.read_bytes()
+    (tmp_path / "link").symlink_to(profile_path)
+    for output in (profile_path, tmp_path / "link"):
+        code, _, err = command_line("solve", profile_path, "-o", output, "--ep-size", 2, "--force")
+        assert code == 1
+        assert "it is read for this very output" in err
+    assert profile_path.read_bytes() == before
