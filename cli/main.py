@@ -85,6 +85,8 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; no output was written", 1)
+    except MemoryError as error:
+        _fail(f"there is not enough memory ({error or 'nothing is left'}); take a smaller input or a larger machine", 1)
     except OSError as error:
         what = "the result cannot be printed" if error.filename is None else f"{error.filename} cannot be used"
         _fail(f"{what}: {error.strerror or error}; give another place", 1)

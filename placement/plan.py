@@ -157,6 +157,7 @@ class PlacementPlan:
         check_range("dispatch_slot", self.dispatch_slot, 0, P)
         if L < 1 or np.any(np.diff(self.layer_ids) <= 0):
             raise ArtifactError("tensor layer_ids must hold at least one layer and increase")
+        check_range("layer_ids", self.layer_ids, 0, np.inf)
         self._check_tables(L, R)
         self._check_expected((L, R, P))
 

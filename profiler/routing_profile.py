@@ -105,6 +105,7 @@ class RoutingProfile:
         check_tensor("layer_ids", self.layer_ids, (np.int32,), (L,))
         if np.any(np.diff(self.layer_ids) <= 0):
             raise ArtifactError("tensor layer_ids must increase from row to row")
+        check_range("layer_ids", self.layer_ids, 0, np.inf)
         check_tensor("expert_counts", self.expert_counts, (np.int64,), (L, E))
         check_range("expert_counts", self.expert_counts, 0, np.inf)
         self._check_pair_counts(L, E)

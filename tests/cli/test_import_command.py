@@ -65,3 +65,13 @@ def test_requests_longer_than_the_sample_are_counted_in_the_summary(command_line
     assert "2 requests, each longer than the sample; raise --sample-tokens" in out
     _, out, _ = command_line("import", tmp_path / "trace.npz", "--from", "npz", "-o", tmp_path / "r", "--json")
     assert json.loads(out)["too_long_requests"] == 0
+
+
+def test_what_no_memory_is_left_for_is_one_sentence(command_line, trace, tmp_path, monkeypatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 64.0 GiB")
+
+    monkeypatch.setattr("specmoe.profiler.import_record.import_record", too_large)
+    code, _, err = command_line("import", trace, "--from", "npz", "-o", tmp_path / "p")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "there is not enough memory (Unable to allocate 64.0 GiB)" in err

@@ -154,6 +154,7 @@ def test_the_fingerprint_follows_the_content() -> None:
     [
         ({"top_k": 4}, "top-4 is not possible"),
         ({"layer_ids": np.array([2, 1], dtype=np.int32)}, "layer_ids must increase"),
+        ({"layer_ids": np.array([-1, 1], dtype=np.int32)}, "layer_ids has values from -1 to 1"),
         ({"expert_counts": np.zeros((L, E), dtype=np.int32)}, "tensor expert_counts is int32"),
         ({"expert_counts": np.full((L, E), -1)}, "values from -1 to -1"),
         ({"coactivation_counts": np.zeros((L, E, E), dtype=np.int64)}, "diagonal of coactivation_counts"),
