@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ _FEW_EXPERTS = 16
 
 
 def solve(
-    profile: RoutingProfile,
-    topology: Topology | int,
+    profile: RoutingProfile | str | PathLike[str],
+    topology: Topology | int | str | PathLike[str],
     *,
     attention: Attention = "dp",
     extra_slots: int = 0,
@@ -71,7 +72,8 @@ def solve(
     on_progress: Callable[[SolveProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> PlacementPlan:
-    """The placement plan for `profile` on `topology` (an `int` is that many equal ranks on one node).
+    """The placement plan for `profile` on `topology` (an `int` is that many equal ranks on one node), or for the files
+    of these names.
 
     Fewest remote copies per token, with the heaviest rank's load at most `max_imbalance` times the mean in every layer
     of the profile. The same inputs and seed give the same plan, unless `time_limit` (seconds) or `should_stop`
@@ -82,7 +84,8 @@ def solve(
     Raises `UsageError` for arguments that cannot be, `InfeasibleError` where no plan that keeps the cap was found
     (with `best_effort` the best one comes back instead), `ArtifactError` where a method needs what the profile lacks.
     """
-    machine = Topology.single_node(topology) if isinstance(topology, int) else topology
+    profile = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(profile)
+    machine = _machine(topology)
     options = SolveOptions(
         attention=attention,
         extra_slots=extra_slots,
@@ -91,7 +94,7 @@ def solve(
         time_limit=time_limit,
         replica_choice=replica_choice,
         group_limited=group_limited,
-        expert_groups=expert_groups or profile.num_expert_groups,
+        expert_groups=_expert_groups(expert_groups, profile),
         best_effort=best_effort,
         robust=robust,
         on_progress=on_progress,
@@ -129,6 +132,22 @@ def solve(
     if profile.sample is not None and profile.sample.num_tokens > 0:
         plan = with_expected_pairs(plan, profile.sample)
     return _noted(plan, options)
+
+
+def _machine(topology: Topology | int | str | PathLike[str]) -> Topology:
+    if isinstance(topology, int):
+        return Topology.single_node(topology)
+    return topology if isinstance(topology, Topology) else Topology.load(topology)
+
+
+def _expert_groups(asked: int | None, profile: RoutingProfile) -> int | None:
+    """`asked`, or what the profile knows of its model's router; raises where these contradict each other."""
+    known = profile.num_expert_groups
+    if asked is not None and known is not None and known > 1 and asked != known:
+        raise UsageError(
+            f"expert_groups is {asked}, and the router of the profiled model has {known}; leave expert_groups out"
+        )
+    return asked or known
 
 
 def _nearest(

@@ -4,9 +4,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import specmoe
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["profiler", "placement", "kernels", "runtime", "cli"]
@@ -41,6 +44,10 @@ def test_wheel_holds_every_source_file_and_nothing_else(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == package_files()
+
+
+def test_the_package_knows_its_version() -> None:
+    assert specmoe.__version__ == version("specmoe")
 
 
 def test_wheel_runs_outside_the_repository(built: Path, tmp_path: Path) -> None:

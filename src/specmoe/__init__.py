@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from specmoe.runtime.load import load as load
     from specmoe.runtime.verify import verify as verify
 
+    __version__: str
+
 _HOME_OF = {
     "CapacityPolicy": "specmoe.runtime.capacity",
     "ModelFacts": "specmoe.profiler.model_facts",
@@ -49,6 +51,8 @@ __all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("specmoe")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'specmoe' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_a_group_limited_plan_keeps_groups_and_still_gains(ranks, groups):
     plan = solve(FIT, ranks, group_limited=True, expert_groups=groups, max_imbalance=1.5)
     check_plan(plan, FIT, expert_groups=groups).require_legal()
     assert plan.objective < solve(FIT, ranks, method="linear").objective
+
+
+def test_files_are_taken_by_their_names(tmp_path):
+    FIT.save(tmp_path / "fit.profile")
+    (tmp_path / "two.json").write_text('{"ranks_per_node": [1, 1]}')
+    plan = solve(str(tmp_path / "fit.profile"), tmp_path / "two.json", method="linear")
+    assert plan.digest == solve(FIT, Topology(ranks_per_node=(1, 1)), method="linear").digest
+
+
+def test_expert_groups_that_the_model_does_not_have_are_refused():
+    profile = replace(FIT, num_expert_groups=4)
+    with pytest.raises(UsageError, match="expert_groups is 2, and the router of the profiled model has 4"):
+        solve(profile, 2, group_limited=True, expert_groups=2)
 
 
 def test_a_wish_to_stop_gives_a_legal_plan_at_once():
