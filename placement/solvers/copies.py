@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.cover_rule import note_holders, serve_bits
+from specmoe.placement.solvers.cover_rule import mark_words, note_holders, serve_bits
 from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, word_of
 
 
@@ -203,7 +203,7 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
         return _costs_by_words(sets, copies, ep_size)
     node, surcharge = network.node, network.surcharge
     holders, num_holders = copies.holders, copies.num_holders
-    held = np.zeros((1, ep_size), dtype=np.uint32)
+    held, marks = np.zeros((1, ep_size), dtype=np.uint32), np.zeros((1, mark_words(ep_size)), dtype=np.int64)
     ranks, serves = np.zeros(ep_size + 1, dtype=np.int64), np.zeros(ep_size + 1, dtype=np.int64)
     score, served = np.zeros(ep_size, dtype=np.int64), np.zeros(top_k, dtype=np.int16)
     nothing = np.zeros(ep_size)
@@ -215,15 +215,15 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
                 serve_set(sets[s], home, False, copies, node, score, served)
                 cost[s, home] = copies_of(home, served, node, surcharge)
             continue
-        held[:] = 0
-        note_holders(sets, s, holders, num_holders, held, 0)
+        held[:], marks[:] = 0, 0
+        note_holders(sets, s, holders, num_holders, held, marks, 0)
         stands_for[:] = -1
         for home in range(ep_size):
             other = stands_for[node[home]]
             if held[0, home] == 0 and other >= 0:
                 cost[s, home] = cost[s, other]
                 continue
-            cost[s, home] = serve_bits(held, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
+            cost[s, home] = serve_bits(held, marks, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
             if held[0, home] == 0:
                 stands_for[node[home]] = home
     return cost
@@ -233,11 +233,11 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
 def _costs_by_words(sets: NDArray[np.int32], copies: Copies, ep_size: int) -> NDArray[np.float32]:
     """The same under `cover` where a token's word says who holds its experts."""
     full = np.int64((1 << sets.shape[1]) - 1)
-    held = np.zeros((1, ep_size), dtype=np.uint32)
+    held, marks = np.zeros((1, ep_size), dtype=np.uint32), np.zeros((1, 1), dtype=np.int64)
     cost = np.empty((len(sets), ep_size), dtype=np.float32)
     for s in range(len(sets)):
         held[:] = 0
-        note_holders(sets, s, copies.holders, copies.num_holders, held, 0)
+        note_holders(sets, s, copies.holders, copies.num_holders, held, marks, 0)
         word = word_of(held, 0)
         for home in range(ep_size):
             cost[s, home] = copies_of_word(word, np.int64(home), full)

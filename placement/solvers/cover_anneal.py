@@ -1,6 +1,6 @@
 """Simulated annealing of which copies each rank holds, under the `cover` rule and the load cap.
 
-Two ranks exchange an expert each, or a rank takes another expert in place of a replica; `anneal_state` prices what that
+Two ranks exchange an expert each, or a rank takes another expert in place of a replica; `copy_moves` prices what that
 does to the items. `dispatch` is chosen when the copies are settled.
 
 Most proposals are refused, and to price one takes every item of two experts. So what either half of a move, an expert
@@ -9,33 +9,27 @@ nothing is refused by them alone, but for a few that are priced again, as the st
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.anneal_state import Move, carry_out, find_shift, new_state, price
+from specmoe.placement.solvers.anneal_state import Move, new_state
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, drop_copy, overload, set_copies
+from specmoe.placement.solvers.copy_moves import carry_out, find_shift, price
+from specmoe.placement.solvers.known_halves import (
+    foreseen_cost,
+    foreseen_overload,
+    move_slots,
+    note_cost,
+    note_shift,
+    nothing_known,
+)
 
 _MIN_CHANGE = 1e-9
 # The part of the moves that is priced again all the same: of those refused by what they cost before whatever the loads
 # do, and of those refused by what they did to loads, which is less certain.
 _PRICED_AGAIN, _WEIGHED_AGAIN = 0.02, 0.2
-# Shifts of loads grow with the third power of the ranks; with more of them in a layer none is kept.
-_MOST_SHIFTS = 1 << 24
-
-
-class _Halves(NamedTuple):
-    """Of an expert that leaves a rank (row) for another (column), or leaves or joins it alone where both are one.
-
-    cost: float64 [E, R, R], -inf where it is not known, so worth pricing; shift: float32 [E, R, R, R], of all loads,
-    where has_shift: bool [E, R, R]. These two have no rows where they would take too much memory.
-    """
-
-    cost: NDArray[np.float64]
-    has_shift: NDArray[np.bool_]
-    shift: NDArray[np.float32]
 
 
 @compiled
@@ -57,7 +51,7 @@ def anneal_copies(
     """
     np.random.seed(seed)
     state = new_state(items, copies, network)
-    halves = _unpriced(copies)
+    halves = nothing_known(copies)
     over = overload(state.load, state.shift, network, ceiling)
     now = (items.weight * state.copies).sum() + overload_price * over
     best, best_holds = now, copies.holds.copy()
@@ -71,23 +65,24 @@ def anneal_copies(
         allowed = -temperature * math.log(np.random.random() + 1e-300)
         # A shift of loads saves no more than the overload of the ranks concerned, so most moves are refused here.
         relief = overload_price * _overload_of(copies, network, state.load, move, ceiling) if over > 0.0 else 0.0
-        foreseen = halves.cost[move.a, move.i, move.j] + halves.cost[move.b, move.j, move.i]
+        foreseen = foreseen_cost(halves, move)
         if foreseen - relief > allowed and np.random.random() > _PRICED_AGAIN:
             continue
-        foreseen += overload_price * _foreseen_overload(halves, move, network, state.load, ceiling, over)
+        foreseen += overload_price * foreseen_overload(halves, move, network, state.load, ceiling, over)
         if foreseen > allowed and np.random.random() > _WEIGHED_AGAIN:
             continue
-        change = price(items, network, state, move, halves.cost)
+        change = price(items, network, state, move)
+        note_cost(halves, move, state.cost_of)
         if change - relief > allowed:
             continue
         find_shift(items, network, state, move)
-        _note_shift(halves, move, state.shift_of)
+        note_shift(halves, move, state.shift_of)
         new_over = overload(state.load, state.shift, network, ceiling)
         change += overload_price * (new_over - over)
         if change > allowed:
             continue
         _move_copies(copies, move)
-        _forget(halves, move)
+        move_slots(halves, move)
         carry_out(items, network, state, move)
         over = new_over if new_over > _MIN_CHANGE else 0.0
         now += change
@@ -96,50 +91,6 @@ def anneal_copies(
             best_holds[:] = copies.holds
     if keep_best:
         set_copies(copies, best_holds)
-
-
-@compiled
-def _unpriced(copies: Copies) -> _Halves:
-    """Nothing known."""
-    ep_size, num_experts = copies.holds.shape
-    shape = (num_experts, ep_size, ep_size)
-    kept = num_experts if num_experts * ep_size**3 <= _MOST_SHIFTS else 0
-    has_shift = np.zeros((kept, ep_size, ep_size), dtype=np.bool_)
-    return _Halves(np.full(shape, -np.inf), has_shift, np.empty((kept, ep_size, ep_size, ep_size), dtype=np.float32))
-
-
-@compiled
-def _note_shift(halves: _Halves, move: Move, shift_of: NDArray[np.float64]) -> None:
-    """Keep what a move shifts; shift_of: float64 [2, R], by the items of a and by those of b."""
-    if len(halves.has_shift) == 0:
-        return
-    halves.shift[move.a, move.i, move.j] = shift_of[0]
-    halves.shift[move.b, move.j, move.i] = shift_of[1]
-    halves.has_shift[move.a, move.i, move.j] = halves.has_shift[move.b, move.j, move.i] = True
-
-
-@compiled
-def _foreseen_overload(
-    halves: _Halves, move: Move, network: Network, load: NDArray[np.float64], ceiling: float, over: float
-) -> float:
-    """How the overload, now `over`, changes by what the two halves did to loads before; -inf where that is unknown."""
-    i, a, j, b = move.i, move.a, move.j, move.b
-    if len(halves.has_shift) == 0 or not (halves.has_shift[a, i, j] and halves.has_shift[b, j, i]):
-        return -np.inf
-    of_a, of_b, speed, then = halves.shift[a, i, j], halves.shift[b, j, i], network.speed, 0.0
-    for rank in range(len(load)):
-        then += max(0.0, (load[rank] + of_a[rank] + of_b[rank]) / speed[rank] - ceiling)
-    return then - over
-
-
-@compiled
-def _forget(halves: _Halves, move: Move) -> None:
-    """What was known of the experts of a move on the ranks that it changes is known no longer."""
-    for rank in (move.i, move.j):
-        for expert in (move.a, move.b):
-            halves.cost[expert, rank] = -np.inf
-            if len(halves.has_shift) > 0:
-                halves.has_shift[expert, rank] = False
 
 
 @compiled

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from specmoe.placement.solvers.anneal_state import Move, carry_out, find_shift, new_state, price
+from specmoe.placement.solvers.anneal_state import Move, new_state
 from specmoe.placement.solvers.copies import Items, Network, add_copy, copies_from, drop_copy
-from specmoe.placement.solvers.cover_rule import serve_bits
+from specmoe.placement.solvers.copy_moves import carry_out, find_shift, price
+from specmoe.placement.solvers.cover_rule import mark_of, mark_words, serve_bits
 from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, served_word, shift_pairs, word_of
 from specmoe.placement.solvers.expert_sets import rows_by_expert
 
@@ -19,6 +20,14 @@ def random_held(rng, top_k, ep_size):
     return held
 
 
+def marks_of(held):
+    """int64 [1, W]: the ranks that hold anything."""
+    marks = np.zeros((1, mark_words(held.shape[1])), dtype=np.int64)
+    for rank in np.flatnonzero(held[0]):
+        marks[0, rank >> 6] |= mark_of(rank)
+    return marks
+
+
 @pytest.mark.parametrize("ep_size", [1, 2, 5, 8, 16])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
 def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size):
@@ -28,7 +37,7 @@ def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size):
     for _ in range(400):
         held, home, full = random_held(rng, top_k, ep_size), int(rng.integers(ep_size)), (1 << top_k) - 1
         load, by_word = np.zeros(ep_size), np.zeros(ep_size)
-        cost = serve_bits(held, 0, home, top_k, node, 0.0, 1.0, load, ranks, serves)
+        cost = serve_bits(held, marks_of(held), 0, home, top_k, node, 0.0, 1.0, load, ranks, serves)
         shift_pairs(0, served_word(word_of(held, 0), home, full), 1.0, by_word)
         assert copies_of_word(word_of(held, 0), home, full) == cost
         assert by_word.tolist() == load.tolist()
@@ -57,7 +66,7 @@ def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
     holds = np.zeros((4, 10), dtype=np.bool_)
     holds[np.arange(10) % 4, np.arange(10)] = True
     holds[(np.arange(10) + 1) % 4, np.arange(10)] = True
-    copies, halves, moved = copies_from(holds), np.full((10, 4, 4), -np.inf), 0
+    copies, moved = copies_from(holds), 0
     state = new_state(items, copies, network)
     while moved < 40:
         i, j = (int(rank) for rank in rng.integers(4, size=2))
@@ -67,7 +76,7 @@ def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
             continue
         before, load = (items.weight * state.copies).sum(), state.load.copy()
         move = Move(i, a, j, b)
-        change = price(items, network, state, move, halves)
+        change = price(items, network, state, move)
         find_shift(items, network, state, move)
         assert np.allclose(state.shift_of.sum(axis=0), state.shift)
         carry_out(items, network, state, move)
@@ -77,7 +86,7 @@ def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
         afresh = new_state(items, copies, network)
         assert state.copies.tolist() == afresh.copies.tolist()
         assert before + change == pytest.approx((items.weight * afresh.copies).sum())
-        assert halves[a, i, j] + halves[b, j, i] == pytest.approx(change)
+        assert state.cost_of.sum() == pytest.approx(change)
         assert np.allclose(load + state.shift, afresh.load)
         assert np.allclose(state.load, afresh.load)
         moved += 1
