@@ -6,6 +6,8 @@ The prior is one token more on every rank, which uses the experts as all tokens 
 `dispatch_slot`: so no expert that is in use is expected never to be asked by a rank. The sum over p is K.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +22,8 @@ from specmoe.profiler.routing_profile import RoutingSample
 def with_expected_pairs(plan: PlacementPlan, sample: RoutingSample) -> PlacementPlan:
     """The plan with its `expected_pairs`, as they are on `sample` (at least one token)."""
     homes = homes_of(plan, sample)
-    layers = [_layer_pairs(plan, sample, layer, homes[layer]) for layer in range(plan.num_layers)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        layers = list(pool.map(lambda layer: _layer_pairs(plan, sample, layer, homes[layer]), range(plan.num_layers)))
     return replace(plan, expected_pairs=np.stack(layers).astype(np.float32))
 
 

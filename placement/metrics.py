@@ -76,10 +76,16 @@ def measure_plan(
     plan: PlacementPlan, sample: RoutingSample, homes: NDArray[np.int32] | None = None
 ) -> list[PlacementMetrics]:
     """The metrics of each layer of `plan` over a sample of the same model; homes: int32 [L, T], worked out if None."""
+    return [layer.metrics() for layer in traffic_of_layers(plan, sample, homes)]
+
+
+def traffic_of_layers(
+    plan: PlacementPlan, sample: RoutingSample, homes: NDArray[np.int32] | None = None
+) -> list[LayerTraffic]:
+    """What each layer of `plan` costs, counted side by side; arguments as of `measure_plan`."""
     where = homes_of(plan, sample) if homes is None else homes
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        traffic = pool.map(lambda layer: layer_traffic(plan, sample, layer, where[layer]), range(plan.num_layers))
-        return [layer.metrics() for layer in traffic]
+        return list(pool.map(lambda layer: layer_traffic(plan, sample, layer, where[layer]), range(plan.num_layers)))
 
 
 def mean_metrics(layers: Sequence[PlacementMetrics]) -> PlacementMetrics:

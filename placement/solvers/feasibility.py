@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from specmoe.errors import InfeasibleError
 from specmoe.placement.check import relative_load
-from specmoe.placement.homes import homes_of
-from specmoe.placement.metrics import layer_traffic
+from specmoe.placement.metrics import traffic_of_layers
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.least_load import least_load
@@ -53,8 +52,7 @@ def _rounded_up(imbalance: float) -> float:
 def heaviest_of_layer(plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
     """float64 [L]: the heaviest rank's load over its speed, relative to the mean, on the profile's sample."""
     sample = profile.require_sample("checking the load cap")
-    homes = homes_of(plan, sample)
-    pairs = [layer_traffic(plan, sample, layer, homes[layer]).pairs_of_rank for layer in range(plan.num_layers)]
+    pairs = [layer.pairs_of_rank for layer in traffic_of_layers(plan, sample)]
     load = relative_load(np.stack(pairs).astype(np.float64), plan.topology.speed_of_rank)
     heaviest: NDArray[np.float64] = load.max(axis=1)
     return heaviest
