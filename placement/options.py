@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,13 @@ class SolveOptions:
     def seconds_left(self) -> float | None:
         """Until the time limit, at least 0; None without one."""
         return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
+
+    def ending_after(self, share: float) -> Self:
+        """The options of a step that may take `share` of the time left; the same without a time limit."""
+        if self.seconds_left is None:
+            return self
+        end = time.monotonic() + share * self.seconds_left
+        return replace(self, ends_at=end, should_stop=lambda: time.monotonic() >= end or self.is_over)
 
     def report(
         self, stage: str, done: int, total: int, objective: float | None = None, gap: float | None = None

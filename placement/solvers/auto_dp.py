@@ -20,7 +20,8 @@ from specmoe.placement.solvers.affinity import Affinity, AffinityModel, affinity
 from specmoe.placement.solvers.assemble import assemble
 from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.solvers.auto_tp import vocabulary_size
-from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.cooling import cooling
+from specmoe.placement.solvers.copies import Copies, set_copies
 from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
@@ -47,6 +48,8 @@ Places = list[NDArray[np.int32]]
 _STARTS = 5
 # Annealing begins hot, so it needs no more than a fair start.
 _STARTS_WITH_REPLICAS = 1
+# The part of a time limit for placements to begin with, where annealing follows.
+_STARTS_TIME = 0.3
 _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
@@ -152,6 +155,10 @@ class DpSearch:
         """Copies per token when requests start at `share`."""
         return float(np.average((share * cost).sum(axis=1), weights=self.requests.lengths))
 
+    def costs_of_copies(self, copies: list[Copies]) -> NDArray[np.float64]:
+        """As `cost_per_token`, by the `cover` rule."""
+        return self.cost_per_token(lambda layer: copies_by_home(self.problems[layer], copies[layer]))
+
     def plain_costs(self, places: list[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `cost_per_token`, one copy of each expert."""
         return self.cost_per_token(lambda layer: self.problems[layer].copies_by_home(places[layer]))
@@ -170,7 +177,7 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     )
     if int(machine.slots.sum()) > profile.num_logical_experts:
         _anneal(search, copies, share)
-    cost = search.cost_per_token(lambda layer: copies_by_home(search.problems[layer], copies[layer]))
+    cost = search.costs_of_copies(copies)
     share, affinity = search.served_homes(cost)
     expected = search.expected(share, cost)
     sample, choice = profile.require_sample("solving for request homes"), options.replica_choice or "cover"
@@ -189,12 +196,14 @@ def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:
     features = request_features(sample, search.requests, search.profile.num_logical_experts)
     found: list[tuple[float, DpSearch, Places]] = []
     slots = int(search.machine.slots.sum())
-    wanted = _STARTS if slots == search.profile.num_logical_experts else _STARTS_WITH_REPLICAS
-    starts = max(1, affordable_starts(wanted, slots))
+    has_replicas = slots > search.profile.num_logical_experts
+    starts = max(1, affordable_starts(_STARTS_WITH_REPLICAS if has_replicas else _STARTS, slots))
+    starting = search.options.ending_after(_STARTS_TIME if has_replicas else 1.0)
     for start in range(starts):
         if found and search.options.is_over:
             break
         own, seed = copy(search), search.options.seed + start
+        own.options = starting
         placed = _clustered(own, features, seed)
         placed = own.choose_margins(own.served_homes(own.plain_costs(placed))[0], placed, margins)
         placed = _alternated(own, placed)
@@ -202,6 +211,7 @@ def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:
         found.append((own.expected(own.served_homes(cost)[0], cost), own, placed))
         search.options.report("starts", start + 1, starts, min(value for value, _, _ in found))
     _, best, places = min(found, key=lambda run: run[0])
+    best.options = search.options
     return best, places
 
 
@@ -231,24 +241,43 @@ def _alternated(search: DpSearch, places: Places) -> Places:
     return places
 
 
-def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Better all layers' copies in place, from homes `share` on; the homes of new requests afterwards."""
+def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) -> None:
+    """Better all layers' copies in place, from homes `share` on."""
+    options, slots = search.options, int(search.machine.slots.sum())
+    filled, annealed_for = [one.holds.copy() for one in copies], share
 
-    def work(layer: int) -> NDArray[np.float32]:
-        problem, homes, seed = search.searched[layer], search.homes_of_set(layer, share), search.options.seed + layer
-        if not search.options.is_over:
-            anneal_rounds(problem, copies[layer], homes, turns.tolist(), seed)
-        if turns[-1] == ANNEALING_ROUNDS - 1:
-            ceiling = problem.cap.ceiling
-            settle(problem, copies[layer], homes, seed, ceiling=ceiling, overload_price=OVERLOAD_PRICES[0])
+    def anneal(layer: int) -> NDArray[np.float32]:
+        if not options.is_over:
+            problem, homes = search.searched[layer], search.homes_of_set(layer, share)
+            anneal_rounds(problem, copies[layer], homes, turns.tolist(), options.seed + layer)
         return copies_by_home(search.problems[layer], copies[layer])
 
-    slots = int(search.machine.slots.sum())
-    home_rounds = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots))
-    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), home_rounds):
-        if search.options.is_over:
+    def settle_layer(layer: int) -> None:
+        problem, homes, seed = search.searched[layer], search.homes_of_set(layer, annealed_for), options.seed + layer
+        settle(problem, copies[layer], homes, seed, ceiling=problem.cap.ceiling, overload_price=OVERLOAD_PRICES[0])
+
+    home_rounds, done = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots)), 0
+    for turns in cooling(ANNEALING_ROUNDS, home_rounds, lambda: options.seconds_left):
+        if options.is_over:
             break
-        cost = search.cost_per_token(work)
+        cost, annealed_for = search.cost_per_token(anneal), share
         share = search.served_homes(cost)[0]
-        search.options.report("replicas", int(turns[-1]) + 1, ANNEALING_ROUNDS, search.expected(share, cost))
-    return share
+        done += len(turns)
+        options.report("replicas", done, max(done, ANNEALING_ROUNDS), search.expected(share, cost))
+    if options.is_over:
+        _keep_better(search, copies, filled)
+    else:
+        search.each_layer(settle_layer)
+
+
+def _keep_better(search: DpSearch, copies: list[Copies], before: list[NDArray[np.uint8]]) -> None:
+    """Take the copies `before`, uint8 [R, E], where annealing that was cut short has not found better ones yet."""
+    now, expected = [one.holds.copy() for one in copies], []
+    for holds in (now, before):
+        for one, held in zip(copies, holds, strict=True):
+            set_copies(one, held)
+        cost = search.costs_of_copies(copies)
+        expected.append(search.expected(search.served_homes(cost)[0], cost))
+    if expected[0] <= expected[1]:
+        for one, held in zip(copies, now, strict=True):
+            set_copies(one, held)

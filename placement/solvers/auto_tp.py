@@ -1,8 +1,6 @@
 """`auto` under `tp`: every layer for itself, side by side in threads."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +46,8 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     def solve_layer(layer: int) -> TpLayer:
         problem = LayerProblem.of(profile, layer, machine)
         searched = LayerProblem.of(profile, layer, machine, tokens) if len(tokens) < sample.num_tokens else problem
-        timed, seed = _with_share_of_time(options, profile.num_layers - layer), options.seed + layer
+        share = min(1.0, _SEARCH_TIME * options.workers / (profile.num_layers - layer))
+        timed, seed = options.ending_after(share), options.seed + layer
         redrawn = redraws.pairs(sample.expert_ids[:, layer], profile.num_logical_experts)
         return solve_tp_layer(
             problem,
@@ -85,14 +84,6 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
             options.report("dispatch", len(choices), profile.num_layers, expected)
     tables = {} if table[0] is None else {"token_to_rank": table[0], "token_confidence": table[1]}
     return assemble(profile, topology, options, choices, method="auto", expected=expected, **tables)
-
-
-def _with_share_of_time(options: SolveOptions, layers_left: int) -> SolveOptions:
-    """The options for the next of `layers_left` layers, whose search ends with its even share of the time left."""
-    if options.seconds_left is None:
-        return options
-    end = time.monotonic() + _SEARCH_TIME * options.seconds_left * options.workers / layers_left
-    return replace(options, should_stop=lambda: time.monotonic() >= end or options.is_over)
 
 
 def _stacked(tables: list[TokenTable]) -> tuple[NDArray[np.int16] | None, NDArray[np.float16] | None]:

@@ -17,7 +17,8 @@ from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 _TOLERANCE = 1e-9
 _SPREAD_PRICE = 0.02
 _DISPATCH_PASSES = 6
-_REPAIRS = 4
+# Copies mostly keep the cap after a few moves; the first repair makes so many, the others all that settling takes.
+_REPAIR_EFFORTS = (0.25, 1.0, 1.0, 1.0)
 # Items that stand for all when the dispatch is chosen.
 _DISPATCHED_ITEMS = 50_000
 
@@ -50,20 +51,23 @@ def finish_layer(
     has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
     before = _served(items, copies, network, cover=True).cost
     dispatched = _dispatched(problem, copies, weighed, choice)
-    for repair in range(_REPAIRS if has_replicas else 0):
-        load = _served(items, dispatched, network, cover=choice == "cover").relative_load
-        if load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
+    served = _served(items, dispatched, network, cover=choice == "cover")
+    for repair, effort in enumerate(_REPAIR_EFFORTS if has_replicas else ()):
+        if served.relative_load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
             break
         ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
-        settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=OVERLOAD_PRICES[1])
+        price = OVERLOAD_PRICES[1]
+        settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=price, effort=effort)
         dispatched = _dispatched(problem, copies, weighed, choice)
+        served = _served(items, dispatched, network, cover=choice == "cover")
     other = _dispatched(problem, copies, weighed, "static" if choice == "cover" else "cover")
     static, cover = (dispatched, other) if choice == "static" else (other, dispatched)
+    after = served.cost if choice == "cover" else _served(items, cover, network, cover=True).cost
     return LayerChoice(
         holds=copies.holds.astype(np.bool_),
         static_dispatch=static.dispatch,
         cover_dispatch=cover.dispatch,
-        cost_of_finish=_served(items, cover, network, cover=True).cost - before,
+        cost_of_finish=after - before,
     )
 
 

@@ -122,12 +122,15 @@ def settle(
     *,
     ceiling: float,
     overload_price: float,
+    effort: float = 1.0,
 ) -> None:
-    """Anneal in place at the coldest temperature, by many items, to the best state; ceiling: pairs per speed."""
+    """Anneal in place at the coldest temperature, by many items, to the best state; ceiling: pairs per speed; effort:
+    the part of the usual proposals.
+    """
     items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
     heat = annealing_heat(int(problem.machine.slots.sum()))
     cold = _COLD * heat * float(items.weight.sum()) * problem.machine.dearest_copy
-    proposals = _proposals_per_round(problem)
+    proposals = round(effort * _proposals_per_round(problem))
     anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.options import SolveOptions
-from specmoe.placement.solvers.copies import Copies
+from specmoe.placement.solvers.cooling import cooling
+from specmoe.placement.solvers.copies import Copies, set_copies
 from specmoe.placement.solvers.effort import affordable_starts
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.load_drift import expected_heaviest
@@ -36,6 +37,8 @@ _ANNEALINGS, _FEW_SLOTS = 3, 60
 # Seeds of layers follow each other.
 _SEEDS_APART = 1009
 _SEATINGS, _FEWEST_SEATINGS = 10, 4
+# The part of a layer's time for a placement to begin with, where annealing follows.
+_STARTS_TIME = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +119,14 @@ def solve_tp_layer(
     searched: the same layer of the sample's rows `tokens` alone, which searches weigh; redrawn: float64 [B, E], each
     expert's pairs in redraws of the requests; starts: under each margin.
     """
+    has_replicas = int(problem.machine.slots.sum()) > problem.num_logical_experts
+    starting = options.ending_after(_STARTS_TIME) if has_replicas else options
     trials: list[Trial[tuple[_Search, NDArray[np.int32]]]] = []
     for margin in margins:
         if trials and options.is_over:
             break
         search = _Search.under(margin, problem, searched, tokens, rows)
-        trials.append(_best_start(search, redrawn, options, starts, seed))
+        trials.append(_best_start(search, redrawn, starting, starts, seed))
     search, place = best_trial(trials, problem.machine.allowed_imbalance).found
     problem = search.problem
     search, copies = _best_replicas(search, place, options, seed)
@@ -198,12 +203,16 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOpti
     copies = fill_slots(search.searched, holds, search.homes_of_set(homes))
     if int(problem.machine.slots.sum()) == problem.num_logical_experts:
         return copies
+    filled = copies.holds.copy()
     seatings = max(_FEWEST_SEATINGS, affordable_starts(_SEATINGS, int(problem.machine.slots.sum())))
-    for turns in np.array_split(np.arange(ANNEALING_ROUNDS), seatings):
+    for turns in cooling(ANNEALING_ROUNDS, seatings, lambda: options.seconds_left):
         if options.is_over:
             break
         homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
         anneal_rounds(search.searched, copies, search.homes_of_set(homes), turns.tolist(), seed)
+    if options.is_over:
+        _keep_better(search, copies, filled)
+        return copies
     homes = search.seat(copies_by_home(problem, copies), _TEMPERATURES[-1])
     settle(
         search.searched,
@@ -214,3 +223,14 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOpti
         overload_price=OVERLOAD_PRICES[0],
     )
     return copies
+
+
+def _keep_better(search: _Search, copies: Copies, before: NDArray[np.uint8]) -> None:
+    """Take the copies `before`, uint8 [R, E], where annealing that was cut short has not found better ones yet."""
+    now, expected = copies.holds.copy(), []
+    for holds in (now, before):
+        set_copies(copies, holds)
+        own, cost = replace(search, price=search.price.copy()), copies_by_home(search.problem, copies)
+        expected.append(own.expected(own.seat(cost, _TEMPERATURES[-1]), cost))
+    if expected[0] <= expected[1]:
+        set_copies(copies, now)

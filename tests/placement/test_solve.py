@@ -131,6 +131,21 @@ def test_a_wish_to_stop_gives_a_legal_plan_at_once():
     check_plan(plan, FIT, extra_slots=1).require_legal()
 
 
+def test_annealing_that_is_cut_short_while_hot_does_not_leave_worse_copies():
+    def stopped_after(stage):
+        seen = set()
+        return solve(
+            FIT,
+            4,
+            extra_slots=1,
+            max_imbalance=1.3,
+            on_progress=lambda progress: seen.add(progress.stage),
+            should_stop=lambda: stage in seen,
+        )
+
+    assert stopped_after("replicas").objective <= 1.01 * stopped_after("starts").objective
+
+
 def test_a_time_limit_still_gives_a_legal_plan():
     plan = solve(FIT, 4, attention="tp", extra_slots=1, max_imbalance=1.3, time_limit=0.01)
     check_plan(plan, FIT, extra_slots=1).require_legal()
