@@ -55,7 +55,12 @@ def _read(file: Path) -> Dump:
 
     try:
         dump = torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
+    except pickle.UnpicklingError as error:  # whose text advises to load it all the same, code and all
+        raise ArtifactError(
+            f"{file} cannot be read as a file of plain tensors: it is damaged or holds other Python objects, which are "
+            "never loaded; a dump of SGLang's recorder was expected"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{file} cannot be read as a file of plain tensors: {reason}") from error
     if not isinstance(dump, dict):
