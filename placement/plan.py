@@ -28,14 +28,12 @@ from numpy.typing import NDArray
 from specmoe.artifact import Array, Description, digest, read_artifact, write_artifact
 from specmoe.errors import ArtifactError, UsageError
 from specmoe.fields import check_range, check_tensor, entry, optional_entry
+from specmoe.placement.gap import gap_above
 from specmoe.placement.topology import Topology
 
 PLAN_FORMAT = "specmoe.plan/1"
 # By how much a float32 sum of expected pairs may miss the experts of a token, relatively.
 _EXPECTED_WITHIN = 1e-4
-
-# Copies per token that a search for a bound which ended at once may have left as rounding.
-_NO_BOUND = 1e-6
 
 ReplicaChoice = Literal["static", "cover"]
 Attention = Literal["dp", "tp"]
@@ -102,13 +100,11 @@ class PlacementPlan:
     @property
     def gap(self) -> float | None:
         """How far the objective may lie above the best possible, relative to the bound; None without a bound, and where
-        the bound is 0 and the objective is not: any share of nothing would do.
+        `gap_above` has none.
         """
         if self.objective is None or self.bound is None:
             return None
-        if self.objective <= self.bound:
-            return 0.0
-        return None if self.bound < _NO_BOUND else (self.objective - self.bound) / self.bound
+        return gap_above(self.bound, self.objective)
 
     @cached_property
     def slot_offsets(self) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from specmoe.placement.bounds.layer_bound import LayerBound, bound_layer, settle_layer
 from specmoe.placement.bounds.layer_case import LayerCases
 from specmoe.placement.bounds.take_copies import take_copies
+from specmoe.placement.gap import gap_above
 from specmoe.placement.metrics import measure_plan
 from specmoe.placement.objective import objective_of
 from specmoe.placement.options import SolveOptions
@@ -58,8 +59,8 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
             bounds.append(bound)
             tokens = profile.sample.num_tokens
             cost = float(np.mean([one.cost for one in bounds])) / tokens
-            gap = cost * tokens / max(float(np.mean([one.with_homes for one in bounds])), 1e-12) - 1.0
-            options.report("bounds", len(bounds), plan.num_layers, cost, max(gap, 0.0))
+            proven = float(np.mean([one.with_homes for one in bounds])) / tokens
+            options.report("bounds", len(bounds), plan.num_layers, cost, gap_above(proven, cost))
     found = {layer: bound.rank_of_expert for layer, bound in enumerate(bounds) if bound.rank_of_expert is not None}
     better = _with_placements(plan, found, profile) if found else plan
     better = _with_copies(better, cases, bounds, options)

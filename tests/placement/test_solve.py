@@ -151,6 +151,16 @@ def test_a_time_limit_still_gives_a_legal_plan():
     check_plan(plan, FIT, extra_slots=1).require_legal()
 
 
+@pytest.mark.parametrize("bound_seconds", [1e-9, 0.2])
+def test_progress_tells_the_gap_that_the_plan_ends_with(bound_seconds):
+    told = []
+    plan = solve(FIT, 2, method="linear", extra_slots=1, bound_seconds=bound_seconds, on_progress=told.append)
+    assert told[-1].stage == "bounds"
+    # Without work there is no bound, and so no gap.
+    assert (plan.gap is None) == (bound_seconds < 0.2)
+    assert told[-1].gap == (None if plan.gap is None else pytest.approx(plan.gap))
+
+
 def test_ilp_proves_that_no_placement_does_better_with_its_homes():
     plan = solve(FIT, 2, method="ilp", attention="tp", max_imbalance=1.3)
     assert plan.gap == pytest.approx(0, abs=1e-3)
