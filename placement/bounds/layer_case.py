@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from specmoe.placement.homes import homes_of
 from specmoe.placement.metrics import layer_traffic
 from specmoe.placement.objective import internode_surcharge
-from specmoe.placement.plan import PlacementPlan
+from specmoe.placement.plan import PlacementPlan, ReplicaChoice
 from specmoe.placement.solvers.expert_sets import expert_sets
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -23,7 +23,7 @@ class LayerCase:
 
     load: float64 [E], pairs of each expert; slots: int32 [R]; ceiling: float64 [R], the most pairs that a rank may
     serve; node: int32 [R]; surcharge: what another node costs beyond a copy. holds: bool [R, E], the plan's placement;
-    cost: what it costs over all tokens; is_legal: whether it keeps the ceiling.
+    cost: what it costs over all tokens by `replica_choice`; is_legal: whether it keeps the ceiling.
     """
 
     sets: NDArray[np.int32]
@@ -36,6 +36,7 @@ class LayerCase:
     holds: NDArray[np.bool_]
     cost: float
     is_legal: bool
+    replica_choice: ReplicaChoice = "static"
 
     @property
     def tokens_of_set(self) -> NDArray[np.int64]:
@@ -109,4 +110,5 @@ class LayerCases:
             holds=plan.holds[layer],
             cost=traffic.remote_copies + surcharge * traffic.internode_copies,
             is_legal=is_legal,
+            replica_choice=plan.replica_choice,
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from specmoe.placement.bounds.layer_bound import LayerBound, bound_layer, settle_layer
 from specmoe.placement.bounds.layer_case import LayerCases
-from specmoe.placement.bounds.take_copies import take_copies
+from specmoe.placement.bounds.take_copies import take_copies, take_served
 from specmoe.placement.gap import gap_above
 from specmoe.placement.metrics import measure_plan
 from specmoe.placement.objective import objective_of
@@ -21,7 +21,7 @@ from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import measured
 from specmoe.profiler.routing_profile import RoutingProfile
 
-BOUND_COVERS = "all placements for this plan's homes, with its slots and load cap"
+BOUND_COVERS = "all placements for this plan's homes, with its slots, load cap and replica choice"
 # Operations that one core does in a second.
 _WORK_PER_SECOND = 5e8
 # An exact search may take so many seconds of work at each of its steps in a layer; a program with replicas more where
@@ -50,8 +50,10 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
             case = cases.case(layer, strict=True)
             seconds = _PROGRAM_SECONDS if case.has_replicas and plan.method == "ilp" else _EXACT_SECONDS
             settled = settle_layer(case, options, int(seconds * _WORK_PER_SECOND))
-            if settled.with_homes < np.inf:
-                return settled
+            if np.isinf(settled.with_homes):
+                # Nothing keeps the cap, so the plan is compared with what is as even as itself.
+                settled = settle_layer(cases.case(layer), options, int(seconds * _WORK_PER_SECOND))
+            return settled
         return bound_layer(cases.case(layer), options, 0 if options.is_over else work)
 
     with ThreadPoolExecutor(options.workers) as pool:
@@ -84,7 +86,9 @@ def _with_copies(
     """The plan with the better placements with replicas that its replica choice makes something of."""
     better = plan
     for layer, bound in enumerate(bounds):
-        if bound.holds is not None:
+        if bound.holds is not None and bound.dispatch is not None:
+            better = take_served(better, cases.of(better), layer, bound.holds, bound.dispatch)
+        elif bound.holds is not None:
             better = take_copies(better, cases.of(better), layer, bound.holds, options)
     return plan if better is plan else _remeasured(plan, better, cases.profile)
 

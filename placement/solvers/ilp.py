@@ -1,9 +1,9 @@
 """`ilp`: the placement that costs least for the plan's homes, with its proof.
 
 `auto`'s search finds the tables, and so the homes, under the whole load cap. `bounds/prove.py` then finds the best
-placement for those homes, as a choice of one column of experts per rank (`bounds/partition.py`, and with replicas
-`bounds/copies_program.py`, for few experts). Other tables might allow less: the proof is over all placements with these
-homes.
+placement for those homes, as a choice of one column of experts per rank (`bounds/partition.py`, and with replicas, for
+few experts, `bounds/copies_program.py` and `bounds/served_program.py`). Other tables might allow less: the proof is
+over all placements with these homes.
 """
 
 from dataclasses import replace

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.plan import ReplicaChoice
+from specmoe.placement.serving import serve
 
 
 def random_case(
@@ -127,3 +129,43 @@ def best_cost_with_replicas(case: LayerCase) -> float:
         float((least_copies(holds, case.sets) * case.homes_of_set).sum())
         for holds in replica_placements(tuple(case.slots.tolist()), case.num_experts)
     )
+
+
+def least_cost_under_the_cap(case: LayerCase, choice: ReplicaChoice) -> float:
+    """The least that any placement costs with any dispatch by the replica choice, where loads keep the ceiling."""
+    return min(
+        cost_of_dispatch(case, holds, dispatch, choice)
+        for holds in replica_placements(tuple(case.slots.tolist()), case.num_experts)
+        for dispatch in _dispatches(holds)
+    )
+
+
+def cost_of_dispatch(
+    case: LayerCase, holds: NDArray[np.bool_], dispatch: NDArray[np.int32], choice: ReplicaChoice
+) -> float:
+    """Copies over all tokens; infinite above the ceiling."""
+    cost, loads = traffic_of_dispatch(case, holds, dispatch, choice)
+    return np.inf if (loads > case.ceiling + 1e-9).any() else cost
+
+
+def traffic_of_dispatch(
+    case: LayerCase, holds: NDArray[np.bool_], dispatch: NDArray[np.int32], choice: ReplicaChoice
+) -> tuple[float, NDArray[np.float64]]:
+    """By the rules themselves: copies over all tokens, and the pairs of each rank, float64 [R]."""
+    rows, homes = np.nonzero(case.homes_of_set)
+    tokens, experts = case.homes_of_set[rows, homes], case.sets[rows]
+    served = serve(experts.astype(np.uint8), homes.astype(np.int32), dispatch, holds, case.node, choice)
+    loads = np.bincount(served.ravel(), weights=np.repeat(tokens, experts.shape[1]), minlength=case.ep_size)
+    away = [len(set(ranks) - {home}) for ranks, home in zip(served.tolist(), homes.tolist(), strict=True)]
+    return float(np.dot(away, tokens)), loads
+
+
+def _dispatches(holds: NDArray[np.bool_]) -> Iterator[NDArray[np.int32]]:
+    """Every table, int32 [R, E], of which copy a home rank uses: its own where it has one."""
+    cells = [
+        [home] if holds[home, expert] else np.flatnonzero(holds[:, expert]).tolist()
+        for home in range(len(holds))
+        for expert in range(holds.shape[1])
+    ]
+    for chosen in itertools.product(*cells):
+        yield np.array(chosen, dtype=np.int32).reshape(holds.shape)

@@ -1,6 +1,5 @@
 """The integer program with replicas, against all ways to fill the slots, and the plans that come of it."""
 
-import itertools
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.layer_bound import settle_layer
 from specmoe.placement.options import SolveOptions
-from specmoe.placement.serving import serve
 from specmoe.placement.solve import solve
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
@@ -49,34 +47,8 @@ def test_without_a_cap_it_finds_the_best_placement(seed, shape, top_k):
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([0.02, 0.2]))
 def test_no_placement_that_keeps_the_cap_costs_less(seed, top_k, slack):
     case = case_with_replicas(seed, (2, 2, 2), 4, top_k, slack=slack)
-    best = least_cost_under_the_cap(case)
+    best = min(brute_force.least_cost_under_the_cap(case, choice) for choice in ("static", "cover"))
     assert best_copies(case, SolveOptions(), PLENTY).bound <= best
-
-
-def least_cost_under_the_cap(case):
-    """The least that any placement costs with any dispatch, by either replica choice, where loads keep the cap."""
-    rows, homes = np.nonzero(case.homes_of_set)
-    tokens, experts = case.homes_of_set[rows, homes], case.sets[rows]
-    best = np.inf
-    for holds in brute_force.replica_placements(tuple(case.slots.tolist()), case.num_experts):
-        for dispatch, choice in itertools.product(dispatches(holds), ("static", "cover")):
-            served = serve(experts.astype(np.uint8), homes.astype(np.int32), dispatch, holds, case.node, choice)
-            loads = np.bincount(served.ravel(), weights=np.repeat(tokens, experts.shape[1]), minlength=case.ep_size)
-            if (loads <= case.ceiling + 1e-9).all():
-                away = [len(set(ranks) - {home}) for ranks, home in zip(served.tolist(), homes, strict=True)]
-                best = min(best, float(np.dot(away, tokens)))
-    return best
-
-
-def dispatches(holds):
-    """Every table, int32 [R, E], of which copy a home rank uses: its own where it has one."""
-    cells = [
-        [home] if holds[home, expert] else np.flatnonzero(holds[:, expert]).tolist()
-        for home in range(len(holds))
-        for expert in range(holds.shape[1])
-    ]
-    for chosen in itertools.product(*cells):
-        yield np.array(chosen, dtype=np.int32).reshape(holds.shape)
 
 
 def test_a_cap_that_no_placement_keeps_is_found_out():

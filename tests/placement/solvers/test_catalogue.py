@@ -118,7 +118,7 @@ def test_clusters_alone_save_half_of_what_travels(attention: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["replicas", "experts left over"])
-@pytest.mark.parametrize(("attention", "method"), [("dp", "ilp"), ("tp", "ilp"), ("tp", "auto")])
+@pytest.mark.parametrize(("attention", "method"), [("dp", "ilp"), ("tp", "ilp"), ("dp", "auto"), ("tp", "auto")])
 def test_replicas_of_few_experts_are_placed_without_a_gap(attention: str, method: str, name: str) -> None:
     plan = solved(name, method, attention, None)
     assert plan.gap == pytest.approx(0.0, abs=1e-9)
