@@ -21,6 +21,7 @@ from specmoe.runtime.shuffle import Shuffle
 from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.static_path import StaticPath
 from specmoe.runtime.token_homes import TokenHomes
+from specmoe.runtime.token_places import tokens_of_mask
 from specmoe.runtime.workers import Workers
 
 
@@ -92,11 +93,19 @@ class ExpertRuntime:
         """Start the counters again from zero."""
         self._counters.reset()
 
-    def assign_requests(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
-        """The process for each of several requests, given in order of arrival by the token ids of their prompts."""
+    @property
+    def has_request_homes(self) -> bool:
+        """Whether a request has one home rank (`dp`), and not each of its tokens its own at every layer (`tp`)."""
+        return isinstance(self.homes, BatchHomes)
+
+    def home_ranks(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
+        """The home rank of each of several requests, given in order of arrival by the token ids of their prompts."""
         self._require_own_requests()
-        ranks = route_requests(self.plan, token_ids)
-        return [rank // self.workers.ranks_per_process for rank in ranks]
+        return route_requests(self.plan, token_ids)
+
+    def assign_requests(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
+        """The process for each of several requests, as of `home_ranks`."""
+        return [rank // self.workers.ranks_per_process for rank in self.home_ranks(token_ids)]
 
     def assign_request(self, token_ids: Sequence[int]) -> int:
         """The process for the request that arrives next, beside all that came before it since the model was loaded.
@@ -154,10 +163,15 @@ class ExpertRuntime:
         cache = kwargs.get("past_key_values")
         if self._pass is not None:
             self._pass.begin(input_ids, batch.shape[1])
-        # A deferred step belongs to requests that have begun; a static cache's length would have to be waited for.
-        is_deferred = self.static is not None and self.static.is_deferred
-        is_start = not is_deferred and (cache is None or cache.get_seq_length() == 0)
-        self.homes.begin_forward(input_ids, batch.shape[0], is_start=is_start)
+        num_requests, num_new = batch.shape[:2]
+        # A deferred step belongs to requests that have begun; a static cache's length would have to be waited for, as
+        # would padding.
+        if self.static is not None and self.static.is_deferred:
+            self.homes.begin_forward(input_ids, num_requests, is_start=False)
+            return
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
+        is_token = tokens_of_mask(kwargs.get("attention_mask"), num_requests, num_new, num_cached)
+        self.homes.begin_forward(input_ids, num_requests, is_start=num_cached == 0, is_token=is_token)
 
 
 def runtime_of(model: torch.nn.Module) -> ExpertRuntime:

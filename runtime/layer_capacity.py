@@ -9,6 +9,7 @@ from specmoe.kernels.capacity.limit import limit_pairs
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.router_scores import RouterScores
+from specmoe.runtime.token_places import TokenPlaces
 
 
 class ForwardPass:
@@ -49,10 +50,11 @@ class LayerCapacity:
         home_rank: torch.Tensor,
         priority: torch.Tensor | None,
         tables: RoutingTables,
+        tokens: TokenPlaces,
     ) -> tuple[Assignment, torch.Tensor]:
         """The assignment of what the policy lets through, and bool [T, K], which pairs it rerouted; the arguments are
-        those of `assign`, with priority floating [T]."""
-        scores = None if self._router is None else self._router.of_every_expert(top_k_index, weights)
+        those of `assign`, with priority floating [T]; tokens: which rows of the block's input they are."""
+        scores = None if self._router is None else self._router.of_every_expert(top_k_index, weights, tokens)
         limits = self._policy.limits(weights, home_rank, tables, priority, scores, self._shares)
         limited = limit_pairs(top_k_index, weights, home_rank, tables, limits)
         return assign_slots(limited.pair_slot, limited.weights, home_rank, tables), limited.rerouted

@@ -55,12 +55,19 @@ class MoeLayer:
         self._num_slots = offsets[own.stop] - offsets[own.start]
 
     def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
-        """[T, H]: the weighted sum of each token's experts.
+        """[T, H]: the weighted sum of each token's experts, and zeros for padding, which goes no further than here.
 
         hidden: floating [T, H]; top_k_index: integer [T, K], logical experts, or -1 for none (without a capacity);
         top_k_weights: floating [T, K].
         """
-        home_rank = self.homes.of_tokens(self.row, hidden.shape[0])
+        num_rows, tokens = hidden.shape[0], self.homes.tokens
+        index, weights = tokens.only(top_k_index), tokens.only(top_k_weights)
+        out = self._of_tokens(tokens.only(hidden), index, weights, self.homes.of_tokens(self.row, num_rows))
+        return tokens.spread(out, num_rows)
+
+    def _of_tokens(
+        self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, home_rank: torch.Tensor
+    ) -> torch.Tensor:
         weights = top_k_weights.contiguous()
         assignment = self._assign(top_k_index.contiguous(), weights, home_rank)
         hidden = hidden.contiguous()
@@ -113,7 +120,9 @@ class MoeLayer:
         if self._capacity is not None and self._capacity.forward_pass.is_bounded:
             priority = self._capacity.forward_pass.priority
             own = None if priority is None else self.homes.own_of(priority)
-            assignment, rerouted = self._capacity.assign(index, weights, home_rank, own, self._tables)
+            assignment, rerouted = self._capacity.assign(
+                index, weights, home_rank, own, self._tables, self.homes.tokens
+            )
         elif self._may_choose_none:
             slots = choose_slots(index.long(), home_rank.long(), self._tables)
             assignment = assign_slots(slots.to(torch.int32), weights, home_rank, self._tables)

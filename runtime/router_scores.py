@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from specmoe.errors import CheckpointError
+from specmoe.runtime.token_places import TokenPlaces
 
 # bfloat16 weights are exact to 2**-9.
 MAX_SPREAD = 0.02
@@ -27,12 +28,13 @@ class RouterScores:
             raise CheckpointError(f"{type(block).__name__} has no router that rerouting knows; use overflow='drop'")
         router.register_forward_hook(self._see)
 
-    def of_every_expert(self, top_k_index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """float32 [T, E]; top_k_index: int64 [T, K] and weights: floating [T, K], what the router made of its logits.
+    def of_every_expert(self, top_k_index: torch.Tensor, weights: torch.Tensor, tokens: TokenPlaces) -> torch.Tensor:
+        """float32 [T, E]; top_k_index: int64 [T, K] and weights: floating [T, K], what the router made of its logits;
+        tokens: which of the rows that it saw they are.
 
         The first call waits for the device. Raises `CheckpointError` for a router of another kind.
         """
-        logits = self._logits
+        logits = None if self._logits is None else tokens.only(self._logits)
         if logits is None or logits.shape[0] != weights.shape[0]:
             raise CheckpointError(
                 "the router's logits cannot be seen, so rerouting is not possible; use overflow='drop'"

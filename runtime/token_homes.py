@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from specmoe.placement.plan import PlacementPlan
 from specmoe.runtime.errors import ExchangeError, others_answer
+from specmoe.runtime.token_places import TokenPlaces
 from specmoe.runtime.token_seats import NO_RANK, seat_tokens, slice_sizes
 from specmoe.runtime.workers import Workers
 
@@ -37,11 +38,21 @@ class TokenHomes:
             self._tables = table, torch.tensor(plan.token_confidence, device=workers.device)
         self._token_ids: torch.Tensor | None = None
         self._slices: TokenSlices | None = None
+        self._batch = TokenPlaces()
 
-    def begin_forward(self, input_ids: torch.Tensor | None, num_requests: int, *, is_start: bool) -> None:
-        """Note the batch that runs next; collective: raises `ExchangeError` unless all processes run the same."""
+    def begin_forward(
+        self,
+        input_ids: torch.Tensor | None,
+        num_requests: int,
+        *,
+        is_start: bool,
+        is_token: torch.Tensor | None = None,
+    ) -> None:
+        """Note the batch that runs next; is_token: bool [B, S], None where nothing is padding. Collective: raises
+        `ExchangeError` unless all processes run the same."""
         self._slices = None
-        self._token_ids = None if input_ids is None else input_ids.flatten()
+        self._batch.begin_forward(is_token)
+        self._token_ids = None if input_ids is None else self._batch.only(input_ids.flatten())
         if self._workers.world_size > 1:
             self._require_same_batch(num_requests, is_start)
 
@@ -70,13 +81,28 @@ class TokenHomes:
         self._slices = TokenSlices(order=order, sizes=by_process, own=own, homes=homes[own])
         return self._slices
 
-    def of_tokens(self, row: int, num_tokens: int) -> torch.Tensor:
-        """int32 [T]: the home ranks of the tokens that this process brings to row `row`."""
-        return self.seats(row, num_tokens) if self._slices is None else self._slices.homes
+    @property
+    def batch(self) -> TokenPlaces:
+        """Which positions of the batch are tokens: those that are dealt out."""
+        return self._batch
+
+    @property
+    def tokens(self) -> TokenPlaces:
+        """Which rows of a MoE layer's input are tokens: all, once they are dealt out."""
+        return self._batch if self._slices is None else TokenPlaces()
+
+    def of_tokens(self, row: int, num_rows: int) -> torch.Tensor:
+        """int32 [n]: the home ranks of the tokens among the `num_rows` rows that this process brings to row `row`."""
+        if self._slices is not None:
+            return self._slices.homes
+        places = self._batch.among(num_rows)
+        return self.seats(row, num_rows if places is None else len(places))
 
     def own_of(self, values: torch.Tensor) -> torch.Tensor:
-        """[n]: the values of the tokens that this process brings to the layer, of values given for the batch, [T]."""
-        return values if self._slices is None else values[self._slices.own]
+        """[n]: the values of the tokens that this process brings to the layer, of values given for every position of
+        the batch."""
+        of_tokens = self._batch.only(values)
+        return of_tokens if self._slices is None else of_tokens[self._slices.own]
 
     def _require_same_batch(self, num_requests: int, is_start: bool) -> None:
         ids = self._token_ids

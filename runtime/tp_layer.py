@@ -54,12 +54,14 @@ class TpForward:
 
     def __call__(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """[B, S, H] in and out, the same on all processes; the arguments are the attention's."""
-        layer, width = self._layer, hidden_states.shape[-1]
+        layer, width, batch = self._layer, hidden_states.shape[-1], self._homes.batch
         partial = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **arguments)[0]
-        stream = hidden_states.reshape(-1, width)
+        # Padding is not dealt out: it leaves the layer as zeros.
+        stream = batch.only(hidden_states.reshape(-1, width))
         slices = self._homes.split(self._row, stream.shape[0])
-        own = stream[slices.own] + self._shuffle.reduce_scatter(partial.reshape(-1, width), slices)
+        own = stream[slices.own] + self._shuffle.reduce_scatter(batch.only(partial.reshape(-1, width)), slices)
         out = layer.mlp(layer.post_attention_layernorm(own)[None])
         # Some families' MoE blocks return the router's scores too.
         out = out[0] if isinstance(out, tuple) else out
-        return self._shuffle.all_gather(own + out.view(-1, width), slices).view_as(hidden_states)
+        whole = self._shuffle.all_gather(own + out.view(-1, width), slices)
+        return batch.spread(whole, hidden_states.numel() // width).view_as(hidden_states)

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specmoe.atomic import atomic_file, refuse_existing
+from specmoe.cli.prompt_bar import prompt_bar
 from specmoe.errors import ArtifactError, SpecmoeError, UsageError
 
 if TYPE_CHECKING:
     from specmoe.runtime.capacity import CapacityPolicy
-    from specmoe.runtime.serve import Completion
+    from specmoe.runtime.serve import Completion, OnProgress
 
 # As in `specmoe.runtime`, which imports torch: too slow for --help.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("expert", "device")
 OVERFLOWS = ("drop", "reroute")
+DIVISIONS = ("plan", "even")
 
 
 @click.command(name="generate")
@@ -40,6 +42,11 @@ OVERFLOWS = ("drop", "reroute")
 )
 @click.option("--level", type=click.Choice(LEVELS), help="What --capacity caps.  [default: expert]")
 @click.option("--overflow", type=click.Choice(OVERFLOWS), help="What becomes of pairs beyond it.  [default: drop]")
+@click.option(
+    "--division",
+    type=click.Choice(DIVISIONS),
+    help="Each rank's part of it: as the plan expects its pairs, or the same for all.  [default: plan where it says]",
+)
 @click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after each prompt (safetensors).")
 @click.option("--force", is_flag=True, help="Replace an existing --logits file.")
 @click.option("--json", "as_json", is_flag=True, help="Print texts and token ids as JSON.")
@@ -53,6 +60,7 @@ def command(
     factor: float | None,
     level: str | None,
     overflow: str | None,
+    division: str | None,
     logits: Path | None,
     force: bool,
     as_json: bool,
@@ -75,7 +83,9 @@ def command(
         _refuse_undecodable(texts)
         if logits is not None:
             refuse_existing(logits, force=force)
-        completions, decoded = _run(out, texts, max_new_tokens, device, dtype, _capacity(factor, level, overflow))
+        with prompt_bar(visible=is_first and sys.stderr.isatty()) as show:
+            capacity = _capacity(factor, level, overflow, division)
+            completions, decoded = _run(out, texts, max_new_tokens, device, dtype, capacity, show)
     except SpecmoeError as error:
         if is_first or error.one_process_only:
             raise
@@ -86,14 +96,17 @@ def command(
         _print(texts, completions, decoded, as_json=as_json)
 
 
-def _capacity(factor: float | None, level: str | None, overflow: str | None) -> "CapacityPolicy | None":
+def _capacity(
+    factor: float | None, level: str | None, overflow: str | None, division: str | None
+) -> "CapacityPolicy | None":
     if factor is None:
-        if level or overflow:
-            raise UsageError("--level and --overflow describe a capacity; give --capacity FACTOR with them")
+        if level or overflow or division:
+            raise UsageError("--level, --overflow and --division describe a capacity; give --capacity FACTOR with them")
         return None
     from specmoe.runtime.capacity import CapacityPolicy
 
-    return CapacityPolicy(factor, level=level or "expert", overflow=overflow or "drop")  # type: ignore[arg-type]
+    chosen = {"level": level or "expert", "overflow": overflow or "drop", "division": division}
+    return CapacityPolicy(factor, **chosen)  # type: ignore[arg-type]
 
 
 def _run(
@@ -103,6 +116,7 @@ def _run(
     device: str | None,
     dtype: str,
     capacity: "CapacityPolicy | None",
+    on_progress: "OnProgress",
 ) -> tuple[list["Completion"], list[str]]:
     import torch.distributed as dist
     from transformers.utils import logging
@@ -114,7 +128,8 @@ def _run(
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model = load(out, device=device, dtype=dtype, capacity=capacity)
     tokenizer = load_tokenizer(out)
-    completions = serve_prompts(model, [tokenizer(text)["input_ids"] for text in texts], max_new_tokens)
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    completions = serve_prompts(model, prompts, max_new_tokens, on_progress=on_progress)
     if dist.is_initialized():
         dist.destroy_process_group()
     return completions, [str(tokenizer.decode(item.token_ids, skip_special_tokens=True)) for item in completions]

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -12,12 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specmoe.cli.commands.generate_command import DTYPES, LEVELS, OVERFLOWS
+from specmoe.cli.commands.generate_command import DIVISIONS, DTYPES, LEVELS, OVERFLOWS
+from specmoe.cli.prompt_bar import prompt_bar
 from specmoe.errors import ArtifactError
 from specmoe.kernels.capacity.capacity import CapacityLevel, Overflow
+from specmoe.placement.capacity_quotas import Division
 from specmoe.runtime.load import DTYPES as RUNTIME_DTYPES
 
-PROMPTS = ["hello", "abc", "xyz"]
+PROMPTS = ["hello", "a", "abc", "xyz"]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,8 @@ def arguments(compiled, logits_file):
 
 
 def test_one_process_answers_as_the_unmodified_model(command_line, compiled_tiny, expected, tmp_path):
-    code, out, _ = command_line(*arguments(compiled_tiny, tmp_path / "logits"))
-    assert code == 0
+    code, out, err = command_line(*arguments(compiled_tiny, tmp_path / "logits"))
+    assert (code, err) == (0, ""), "no bar where there is no terminal"
     check_answers(out, tmp_path / "logits", expected)
 
 
@@ -98,6 +102,28 @@ def test_a_device_and_a_type_are_passed_on(command_line, compiled_tiny, tmp_path
     torch.testing.assert_close(exact, rounded, rtol=0.1, atol=0.2 * float(exact.abs().max()))
 
 
+def test_a_bar_shows_completed_prompts_on_a_terminal(command_line, monkeypatch, compiled_tiny):
+    shown = []
+    monkeypatch.setattr("specmoe.cli.commands.generate_command.prompt_bar", partial(recording_bar, shown))
+    command_line("generate", compiled_tiny, "--prompt", "hello", "--prompt", "a", "--max-new-tokens", 2)
+    assert shown == [False, (0, 2), (1, 2), (2, 2)]
+
+
+@contextmanager
+def recording_bar(shown, *, visible):
+    shown.append(visible)
+    yield lambda done, total: shown.append((done, total))
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_the_bar_says_how_many_of_how_many(capsys, visible):
+    with prompt_bar(visible=visible) as show:
+        show(3, 7)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("3/7" in err) == visible
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 def test_a_capacity_changes_the_answer_only_where_it_binds(command_line, compiled_tiny, tmp_path, level, overflow):
@@ -110,7 +136,7 @@ def test_a_capacity_changes_the_answer_only_where_it_binds(command_line, compile
 
 
 def test_the_choices_are_those_of_the_runtime():
-    assert (get_args(CapacityLevel), get_args(Overflow)) == (LEVELS, OVERFLOWS)
+    assert (get_args(CapacityLevel), get_args(Overflow), get_args(Division)) == (LEVELS, OVERFLOWS, DIVISIONS)
     assert tuple(RUNTIME_DTYPES) == DTYPES
 
 
@@ -150,6 +176,12 @@ MISTAKES = {
     "no capacity": (["--prompt", "a", "--capacity", "0"], 2, "the capacity factor is 0.0"),
     "a level without a capacity": (["--prompt", "a", "--level", "device"], 2, "give --capacity FACTOR with them"),
     "an overflow without a capacity": (["--prompt", "a", "--overflow", "drop"], 2, "give --capacity FACTOR with them"),
+    "a division without a capacity": (["--prompt", "a", "--division", "even"], 2, "give --capacity FACTOR with them"),
+    "a division that the plan cannot make": (
+        ["--prompt", "a", "--capacity", "1", "--division", "plan"],
+        1,
+        "capacity division 'plan' needs",
+    ),
     "no new tokens": (["--prompt", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
 }
 

@@ -64,6 +64,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
             "num_experts_per_tok": 2,
             "head_dim": 8,
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 16,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
         (0, 1, 2),

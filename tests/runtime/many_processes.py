@@ -137,6 +137,8 @@ def compare(
     if model.specmoe.static is not None:
         finding["layers"] = [model.specmoe.static.layers_run, model.specmoe.static.layers_fell_back]
         finding |= compare_deferred(model, original)
+    if family in ("mixtral", "gpt_oss"):
+        finding |= serve_beside(model, original)
     if family != "mixtral":
         return finding
     prompts = [[3 + n, 50, 4 + n][: 1 + n % 3] for n in range(7)]
@@ -149,13 +151,44 @@ def compare(
     return finding
 
 
+# So many that answers end after one token, and after some, and not at all.
+ENDS = list(range(3, 16))
+
+
+def serve_beside(model: Any, original: Any) -> dict[str, Any]:
+    """Prompts of different lengths that end at different steps, beside the unmodified model's for each alone."""
+    generator = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(16, 96, (n,), generator=generator).tolist() for n in (3, 60, 1, 17, 6, 1, 30, 9)]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        greedy = GREEDY | {"eos_token_id": ENDS, "max_new_tokens": 6}
+        expected.append(
+            original.generate(ids, attention_mask=torch.ones_like(ids), **greedy)[0, len(prompt) :].tolist()
+        )
+    eos, model.generation_config.eos_token_id = model.generation_config.eos_token_id, ENDS
+    model.specmoe.reset_counters()
+    served = serve_prompts(model, prompts, 6, max_batch=2)
+    read = [layer.tokens for layer in model.specmoe.counters()]
+    # All but one process have nothing to do of their own, under dp.
+    (one,) = serve_prompts(model, prompts[1:2], 6)
+    model.generation_config.eos_token_id = eos
+    return {
+        "served_as_alone": [done.token_ids for done in served] == expected and one.token_ids == expected[1],
+        "ended_after": sorted({len(token_ids) for token_ids in expected}),
+        "read": read,
+        "to_read": sum(len(prompt) + len(new) - 1 for prompt, new in zip(prompts, expected, strict=True)),
+    }
+
+
 def check_eight_ranks(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Two or four ranks in each process, under `dp` and under `tp`."""
     eight = settings["models"]["eight"]
     findings = [compare(name, *eight[name], process) for name in ("static", "cover", "hot")]
     source, compiled = eight["tp"]
     found: dict[str, Any] = {"family": "tp"}
-    compare_tp(found, specmoe.load(compiled), source)
+    model = specmoe.load(compiled)
+    found |= serve_beside(model, compare_tp(found, model, source))
     return [*findings, found]
 
 
@@ -184,8 +217,9 @@ def check_static_tp(name: str, process: int, settings: dict[str, Any]) -> list[d
     source, compiled = settings["models"]["tp2"]["qwen3_moe"]
     decode = StaticDecode(max_tokens=8, rows_per_peer=1 if name == "overflowtp2" else None)
     model, finding = specmoe.load(compiled, decode=decode), {"family": "qwen3_moe"}
-    compare_tp(finding, model, source)
-    return [finding | {"layers": [model.specmoe.static.layers_run, model.specmoe.static.layers_fell_back]}]
+    original = compare_tp(finding, model, source)
+    finding["layers"] = [model.specmoe.static.layers_run, model.specmoe.static.layers_fell_back]
+    return [finding | serve_beside(model, original)]
 
 
 def check_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -199,12 +233,13 @@ def check_tp(name: str, process: int, settings: dict[str, Any]) -> list[dict[str
         except SpecmoeError as error:
             finding["refused"] = str(error)
             continue
-        compare_tp(finding, model, paths[0])
+        finding |= serve_beside(model, compare_tp(finding, model, paths[0]))
     findings += refusal(lambda: model(torch.tensor([[5, 6 + process]])))
     return findings
 
 
-def compare_tp(finding: dict[str, Any], model: Any, source: str) -> None:
+def compare_tp(finding: dict[str, Any], model: Any, source: str) -> Any:
+    """The unmodified model, beside which `model` gave what is found."""
     original = transformers.AutoModelForCausalLM.from_pretrained(source, experts_implementation="eager")
     # Not a multiple of the ranks, repeated ids, and a step of fewer tokens than ranks.
     tokens = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -219,6 +254,7 @@ def compare_tp(finding: dict[str, Any], model: Any, source: str) -> None:
         same = torch.equal(model.generate(batch, max_new_tokens=6, **GREEDY), expected)
         finding["same_tokens"] = finding.get("same_tokens", True) and same
     finding["served"] = [done.token_ids for done in serve_prompts(model, [[4], [5, 6]], 3)]
+    return original
 
 
 def refusal(action: Callable[[], Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from specmoe.placement.expected_pairs import with_expected_pairs
 from specmoe.profiler.routing_profile import RoutingSample
 from specmoe.runtime.capacity import CapacityPolicy
 from specmoe.runtime.router_scores import RouterScores
+from specmoe.runtime.token_places import TokenPlaces
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
@@ -198,7 +199,7 @@ def test_router_scores_are_the_routers_own_weights_where_it_chose(compiled_model
     with torch.no_grad():
         model(some_tokens(1, 5))
     index, weights = chosen[0]
-    everything = scores.of_every_expert(index, weights)
+    everything = scores.of_every_expert(index, weights, TokenPlaces())
     assert everything.shape == (5, 8)
     torch.testing.assert_close(everything.gather(1, index), weights)
 
@@ -210,6 +211,6 @@ def test_a_router_of_another_kind_cannot_reroute():
     logits = block.gate(torch.randn(3, 4))
     weights, index = logits.detach().relu().topk(2)
     with pytest.raises(CheckpointError, match="neither a softmax nor a sigmoid"):
-        scores.of_every_expert(index, weights + 1)
+        scores.of_every_expert(index, weights + 1, TokenPlaces())
     with pytest.raises(CheckpointError, match="no router"):
         RouterScores(torch.nn.Module())

@@ -121,6 +121,20 @@ def test_prompts_are_served_over_all_processes_and_come_back_in_order_everywhere
     assert all(report[0]["none_served"] == [] for report in findings[run].values())
 
 
+SERVED = [(run, family) for run in ("two", "four") for family in ("mixtral", "gpt_oss")]
+SERVED += [("static4", "mixtral"), ("overflow4", "mixtral"), ("eight4", "tp"), ("statictp2", "qwen3_moe")]
+SERVED += [("tprelays4", "deepseek_v3"), *(("tp2", family) for family in SPLIT_FAMILIES if family != "olmoe")]
+
+
+@pytest.mark.parametrize(("run", "family"), SERVED)
+def test_prompts_of_different_lengths_are_answered_as_alone_wherever_they_run(findings, run, family):
+    found = [next(item for item in report if item.get("family") == family) for report in findings[run].values()]
+    assert all(item["served_as_alone"] for item in found)
+    assert len(found[0]["ended_after"]) > 1
+    by_layer = zip(*(item["read"] for item in found), strict=True)
+    assert {sum(read) for read in by_layer} == {found[0]["to_read"]}, "neither padding nor who has ended"
+
+
 @pytest.mark.parametrize("run", ["two", "four"])
 def test_requests_that_arrive_one_by_one_go_where_they_go_together(findings, run):
     for report in findings[run].values():
