@@ -1,44 +1,23 @@
 """Move rows between the processes of the default group: to the experts' ranks and back.
 
-Shape suffixes: N rows, H hidden size, K pairs per row at most, W processes, V ranks per process.
+Their numbers are told before, in an exchange of its own, or come with the rows where these are few (`FewRows`).
+
+Shape suffixes: T tokens, N rows, H hidden size, K pairs per row at most, W processes, B bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from specmoe.kernels.assign.assignment import Assignment
-from specmoe.runtime.errors import ExchangeError, others_answer
+from specmoe.kernels.dispatch.dispatch import dispatch
+from specmoe.runtime.announcement import Announcement, Traffic, announcement_of, numbers_to_tell
+from specmoe.runtime.errors import others_answer
+from specmoe.runtime.few_rows import FewRows, can_send_few_rows
 from specmoe.runtime.packing import pack_rows, unpack_rows
 from specmoe.runtime.workers import Workers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """What one layer sends and receives, by process; `pairs` is the number of (token, expert) pairs received."""
-
-    sent_rows: list[int]
-    received_rows: list[int]
-    pairs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Announcement:
-    """What all processes told each other: the traffic of each way that was offered, and how many tokens all have.
-
-    `anyone_active` is False when no process has work of its own: all of them are in `take_part`.
-    """
-
-    ways: list[Traffic]
-    num_tokens: int
-    anyone_active: bool
-
-
-# A message's numbers: the plan's row, whether this process has work, its tokens; then rows and pairs of each way.
-STATUS_VALUES = 3
-MOST_WAYS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +29,13 @@ class ReceivedRows:
     weights: torch.Tensor
 
 
-def require_same_layer(rows: Iterable[tuple[int, int]], workers: Workers, row: int) -> None:
-    """Raise `ExchangeError` unless all processes are at the plan's row `row`; rows: (process, its row)."""
-    for process, their_row in rows:
-        if their_row != row:
-            raise ExchangeError(
-                f"process {process} is at MoE layer {their_row} while process {workers.process} is at {row}; "
-                "every process must run the same number of forward passes (see lock_step)"
-            )
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """The rows that came to this process: none where no process has work of its own."""
+
+    received: ReceivedRows
+    traffic: Traffic
+    anyone_active: bool
 
 
 class Exchange:
@@ -65,44 +43,46 @@ class Exchange:
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
+        self._few_rows = FewRows(workers) if can_send_few_rows(workers) else None
 
     def announce(self, ways: Sequence[Assignment], row: int, *, active: bool) -> Announcement:
         """Tell every process how many rows and pairs it will get from here in the plan's row `row`, and hear theirs.
 
-        ways: one or two assignments of the same tokens, all of which are told of; as many on every process. The one
-        place where the host waits for the device. Raises `ExchangeError` when a process is at another layer.
+        ways: one or two assignments of the same tokens, all of which are told of; as many on every process. Raises
+        `ExchangeError` when a process is at another layer. Here, or in `deliver`, the host waits for the device.
         """
-        counts = torch.stack([torch.stack([way.row_offsets, way.pair_offsets]) for way in ways]).diff().long()
-        num_tokens = ways[0].pair_slot.shape[0]
+        if self._few_rows is not None:
+            return self._few_rows.announce(ways, row, active=active)
+        numbers = numbers_to_tell(ways, self.workers, row, active=active, with_rows=False)
+        heard = torch.empty_like(numbers)
         if self.workers.world_size == 1:
-            totals = counts.sum(dim=2).tolist()
-            alone = [Traffic(sent_rows=[rows], received_rows=[rows], pairs=pairs) for rows, pairs in totals]
-            return Announcement(ways=alone, num_tokens=num_tokens, anyone_active=active)
-        W = self.workers.world_size
-        message = torch.zeros((W, STATUS_VALUES + 2 * MOST_WAYS), dtype=torch.int64, device=counts.device)
-        message[:, :STATUS_VALUES] = torch.tensor([row, int(active), num_tokens], device=counts.device)
-        of_process = counts.view(2 * len(ways), W, -1).sum(dim=2).T
-        message[:, STATUS_VALUES : STATUS_VALUES + 2 * len(ways)] = of_process
-        heard = torch.empty_like(message)
-        self._all_to_all(heard, message, None, None, row)
-        sent_list, heard_list = torch.stack([message, heard]).tolist()
-        require_same_layer(enumerate(theirs[0] for theirs in heard_list), self.workers, row)
-        return Announcement(
-            ways=[_traffic(sent_list, heard_list, way) for way in range(len(ways))],
-            num_tokens=sum(theirs[2] for theirs in heard_list),
-            anyone_active=any(theirs[1] for theirs in heard_list),
-        )
+            heard = numbers
+        else:
+            self._all_to_all(heard, numbers, None, None, row)
+        sent_list, heard_list = torch.stack([numbers, heard]).tolist()
+        return announcement_of(sent_list, heard_list, len(ways), self.workers)
 
-    def send(
-        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, traffic: Traffic, row: int
-    ) -> ReceivedRows:
-        """Send each rank its rows; hidden: [N, H], slots: int32 [N, K], weights: float32 [N, K], by rank."""
-        if self.workers.world_size == 1:
-            return ReceivedRows(hidden=hidden, slots=slots, weights=weights)
-        message = pack_rows(hidden, slots, weights)
-        heard = message.new_empty((sum(traffic.received_rows), message.shape[1]))
-        self._all_to_all(heard, message, traffic.received_rows, traffic.sent_rows, row)
-        return ReceivedRows(**unpack_rows(heard, hidden.dtype, hidden.shape[1], slots.shape[1]))
+    def deliver(self, hidden: torch.Tensor, way: Assignment, row: int, *, active: bool) -> Delivery:
+        """Bring each row of an assignment to its process, telling of it; hidden: [T, H]. Raises as `announce`."""
+        if self._few_rows is None:
+            return self.send(hidden, way, self.announce([way], row, active=active), 0, row)
+        rows = _rows_of(hidden, way, int(way.row_offsets[-1]))
+        packed = pack_rows(rows.hidden, rows.slots, rows.weights)
+        told, heard = self._few_rows.deliver(packed, way, row, active=active)
+        received = ReceivedRows(**unpack_rows(heard, hidden.dtype, hidden.shape[1], way.row_slots.shape[1]))
+        return Delivery(received=received, traffic=told.ways[0], anyone_active=told.anyone_active)
+
+    def send(self, hidden: torch.Tensor, way: Assignment, told: Announcement, number: int, row: int) -> Delivery:
+        """Bring each row of an assignment to its process: of the way with that number, of all that were told of."""
+        traffic = told.ways[number]
+        received = rows = _rows_of(hidden, way, sum(traffic.sent_rows))
+        # Where no process has work there are no rows either, and nothing is sent.
+        if self.workers.world_size > 1 and told.anyone_active:
+            message = pack_rows(rows.hidden, rows.slots, rows.weights)
+            heard = message.new_empty((sum(traffic.received_rows), message.shape[1]))
+            self._all_to_all(heard, message, traffic.received_rows, traffic.sent_rows, row)
+            received = ReceivedRows(**unpack_rows(heard, hidden.dtype, hidden.shape[1], rows.slots.shape[1]))
+        return Delivery(received=received, traffic=traffic, anyone_active=told.anyone_active)
 
     def send_back(self, partial: torch.Tensor, traffic: Traffic, row: int) -> torch.Tensor:
         """Return each received row's partial sum to its sender; [N received, H] in, [N sent, H] out, same orders."""
@@ -127,11 +107,7 @@ class Exchange:
             dist.all_to_all_single(received, sent, received_rows, sent_rows)
 
 
-def _traffic(sent: Sequence[Sequence[int]], heard: Sequence[Sequence[int]], way: int) -> Traffic:
-    """Of the messages to and from each process, what concerns one way."""
-    rows = STATUS_VALUES + 2 * way
-    return Traffic(
-        sent_rows=[ours[rows] for ours in sent],
-        received_rows=[theirs[rows] for theirs in heard],
-        pairs=sum(theirs[rows + 1] for theirs in heard),
-    )
+def _rows_of(hidden: torch.Tensor, way: Assignment, num_rows: int) -> ReceivedRows:
+    """An assignment's rows, as they are where nothing is sent."""
+    rows = dispatch(hidden, way.token_rows, num_rows)
+    return ReceivedRows(hidden=rows, slots=way.row_slots[:num_rows], weights=way.row_weights[:num_rows])

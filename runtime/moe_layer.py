@@ -10,7 +10,7 @@ from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.runtime.adopt_experts import may_choose_none, weighs_inputs
 from specmoe.runtime.counters import Counters
-from specmoe.runtime.exchange import Exchange, ReceivedRows, Traffic
+from specmoe.runtime.exchange import Delivery, Exchange, ReceivedRows
 from specmoe.runtime.homes import BatchHomes
 from specmoe.runtime.layer_capacity import LayerCapacity
 from specmoe.runtime.relays import Relays
@@ -75,8 +75,8 @@ class MoeLayer:
             out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=True)
             if isinstance(out, torch.Tensor):
                 return out
-        assignment, traffic, _ = self._choose_way(assignment, weights, home_rank, active=True)
-        return self._run(hidden, assignment, traffic, self._serve)
+        way, delivery = self._deliver(hidden, assignment, weights, home_rank, active=True)
+        return self._run(way, delivery, self._serve)
 
     def take_part(self, dtype: torch.dtype, hidden_size: int, top_k: int) -> bool:
         """Serve the other processes' rows with no tokens of one's own; False when nobody had any work."""
@@ -89,31 +89,35 @@ class MoeLayer:
             out = self._static.run(hidden, assignment, self.row, self._partial_sums, active=False)
             if not isinstance(out, str) or out == "idle":
                 return out != "idle"
-        assignment, traffic, anyone_active = self._choose_way(assignment, nothing.float(), no_homes, active=False)
-        if anyone_active:
-            self._run(hidden, assignment, traffic, self._serve)
-        return anyone_active
+        way, delivery = self._deliver(hidden, assignment, nothing.float(), no_homes, active=False)
+        if delivery.anyone_active:
+            self._run(way, delivery, self._serve)
+        return delivery.anyone_active
 
-    def _choose_way(
-        self, straight: Assignment, weights: torch.Tensor, home_rank: torch.Tensor, *, active: bool
-    ) -> tuple[Assignment, Traffic, bool]:
-        """The rows in which this pass goes, straight or by relays, their traffic, and whether anyone has work.
+    def _deliver(
+        self,
+        hidden: torch.Tensor,
+        straight: Assignment,
+        weights: torch.Tensor,
+        home_rank: torch.Tensor,
+        *,
+        active: bool,
+    ) -> tuple[Assignment, Delivery]:
+        """The rows in which this pass goes, straight or by relays, and what came of the other processes' rows.
 
         A pass's first layer offers both, and is told what decides.
         """
         relays = self._relays
-        if relays is None:
-            told = self._exchange.announce([straight], self.row, active=active)
-            return straight, told.ways[0], told.anyone_active
-        is_first = self.row == 0
-        ways = [straight] if is_first or not relays.in_use else []
-        if is_first or relays.in_use:
-            ways.append(relays.by_node(straight.pair_slot, weights, home_rank, self._tables))
+        if relays is None or (self.row > 0 and not relays.in_use):
+            return straight, self._exchange.deliver(hidden, straight, self.row, active=active)
+        by_node = relays.by_node(straight.pair_slot, weights, home_rank, self._tables)
+        if self.row > 0:
+            return by_node, self._exchange.deliver(hidden, by_node, self.row, active=active)
+        ways = [straight, by_node]
         told = self._exchange.announce(ways, self.row, active=active)
-        if is_first:
-            relays.begin_pass(told.num_tokens)
-        chosen = int(is_first and relays.in_use)
-        return ways[chosen], told.ways[chosen], told.anyone_active
+        relays.begin_pass(told.num_tokens)
+        chosen = int(relays.in_use)
+        return ways[chosen], self._exchange.send(hidden, ways[chosen], told, chosen, self.row)
 
     def _assign(self, index: torch.Tensor, weights: torch.Tensor, home_rank: torch.Tensor) -> Assignment:
         rerouted = None
@@ -131,22 +135,18 @@ class MoeLayer:
         self._counters.add(self.row, assignment, index, home_rank, self._tables, rerouted)
         return assignment
 
-    def _run(self, hidden: torch.Tensor, assignment: Assignment, traffic: Traffic, serve: PartialSums) -> torch.Tensor:
-        num_rows = sum(traffic.sent_rows)
-        rows = dispatch(hidden, assignment.token_rows, num_rows)
-        slots, weights = assignment.row_slots[:num_rows], assignment.row_weights[:num_rows]
-        received = self._exchange.send(rows, slots, weights, traffic, self.row)
-        partial = serve(received, traffic.pairs)
-        returned = self._exchange.send_back(partial, traffic, self.row)
-        return combine(returned, assignment.token_rows, None)
+    def _run(self, way: Assignment, delivery: Delivery, serve: PartialSums) -> torch.Tensor:
+        partial = serve(delivery.received, delivery.traffic.pairs)
+        returned = self._exchange.send_back(partial, delivery.traffic, self.row)
+        return combine(returned, way.token_rows, None)
 
     def _serve(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
         """[N, H]: each received row's sum over the experts here, and with relays over those of this node."""
         if self._relays is None or not self._relays.in_use:
             return self._partial_sums(received, num_pairs)
         within = self._relays.within_node(received, self._exchange.workers.own_ranks.start, self._tables)
-        told = self._exchange.announce([within], self.row, active=True)
-        return self._run(received.hidden, within, told.ways[0], self._partial_sums)
+        delivery = self._exchange.deliver(received.hidden, within, self.row, active=True)
+        return self._run(within, delivery, self._partial_sums)
 
     def _partial_sums(self, received: ReceivedRows, num_pairs: int) -> torch.Tensor:
         """[N, H]: each received row's weighted sum over the slots that it is for."""

@@ -11,7 +11,8 @@ from specmoe.kernels.assign.assignment import Assignment
 from specmoe.kernels.combine.combine import combine
 from specmoe.kernels.dispatch.dispatch import dispatch
 from specmoe.placement.plan import PlacementPlan
-from specmoe.runtime.exchange import ReceivedRows, require_same_layer
+from specmoe.runtime.announcement import require_same_layer
+from specmoe.runtime.exchange import ReceivedRows
 from specmoe.runtime.fixed_exchange import FixedExchange
 from specmoe.runtime.static_decode import StaticDecode
 from specmoe.runtime.workers import Workers

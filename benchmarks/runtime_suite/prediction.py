@@ -1,7 +1,7 @@
 """The bytes that serving a workload under a plan must put on the wire, from the plan and the routing alone.
 
     rows      = rows between ranks x (packed row out + hidden state back); without relays the remote copies
-    counts    = the numbers of rows that processes tell each other before each exchange
+    numbers   = what processes tell each other of each exchange: before it, or with the rows where these are few
     shuffle   = tp: 2 (W - 1) T H elements a layer, reduce-scatter and all-gather
     frames    = Ethernet, IP and TCP headers of full segments; and for each message one more segment, Gloo's preamble,
                 and a notice from each side that it is ready
@@ -21,6 +21,8 @@ from specmoe.placement.metrics import count_traffic
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.request_router import route_requests
 from specmoe.placement.serving import serve_layer
+from specmoe.runtime.announcement import HEADER_BYTES as NUMBERS_BYTES
+from specmoe.runtime.few_rows import MOST_BYTES
 from specmoe.runtime.packing import row_bytes
 from specmoe.runtime.relays import FEWEST_TOKENS, Relays
 from specmoe.runtime.workers import Workers
@@ -28,7 +30,6 @@ from specmoe.runtime.workers import Workers
 # What Gloo puts before a message, and the smallest frame that carries it: 14 + 20 + 32 bytes of headers.
 HEADER_BYTES = 66
 PREAMBLE_BYTES = 48
-COUNT_BYTES = 7 * 8
 BATCH_BYTES = 4 * 8
 
 
@@ -42,9 +43,14 @@ class Wire:
     mtu: int
 
     @property
+    def row_bytes(self) -> int:
+        """A packed row, on its way out."""
+        return row_bytes(self.hidden_size, self.top_k, self.dtype)
+
+    @property
     def copy_bytes(self) -> int:
         """One remote copy: a packed row out and a hidden state back."""
-        return row_bytes(self.hidden_size, self.top_k, self.dtype) + self.state_bytes
+        return self.row_bytes + self.state_bytes
 
     @property
     def state_bytes(self) -> int:
@@ -52,11 +58,25 @@ class Wire:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsOut:
+    """One exchange; rows: int64 [R, R], from rank to rank, those that stay on the diagonal. told_before: whether their
+    numbers are told in an exchange of its own however few they are."""
+
+    rows: NDArray[np.int64]
+    told_before: bool
+
+    def num_messages(self, wire: Wire) -> int:
+        """From one process to another: numbers, rows out and rows back, or two where numbers and rows go together."""
+        most_rows = (self.rows - np.diag(np.diag(self.rows))).max()
+        return 3 if self.told_before or most_rows * wire.row_bytes > MOST_BYTES else 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """evaluate_copies: remote copies per token as `evaluate` counts them for these requests; internode_copies: to other
     nodes of the network, whether the plan knows of them or not.
 
-    rows: int64 [R, R], as `rows_between`.
+    rows: int64 [R, R], from rank to rank over all passes and layers, those that stay on the diagonal.
     """
 
     evaluate_copies: float
@@ -78,24 +98,30 @@ def predict(plan: PlacementPlan, workload: Workload, wire: Wire, node_of_rank: N
         count_traffic(serve_layer(plan, layer, sample.expert_ids[:, layer], home), home, node_of_rank)
         for layer, home in enumerate(homes)
     ]
-    rows = rows_between(plan, workload)
+    exchanges = exchanges_of(plan, workload)
+    rows = np.sum([exchange.rows for exchange in exchanges], axis=0)
     remote = int(rows.sum() - np.trace(rows))
     rows_bytes = remote * wire.copy_bytes
     shuffled = shuffle_bytes(plan, workload, wire)
-    plain = rows_bytes + shuffled + count_bytes(plan, workload)
+    pairs = plan.ep_size * (plan.ep_size - 1)
+    plain = rows_bytes + shuffled + pairs * (len(exchanges) * NUMBERS_BYTES + num_batches(plan, workload) * BATCH_BYTES)
+    messages = pairs * sum(exchange.num_messages(wire) for exchange in exchanges)
+    messages += pairs * num_batches(plan, workload) * (2 * workload.num_layers + 1)
     return Prediction(
         evaluate_copies=float(np.mean([layer.remote_copies for layer in traffic])) / sample.num_tokens,
         internode_copies=float(np.mean([layer.internode_copies for layer in traffic])) / sample.num_tokens,
         rows=rows,
         rows_bytes=rows_bytes,
-        other_bytes=plain - rows_bytes + frame_bytes(plain, num_messages(plan, workload), wire.mtu),
+        other_bytes=plain - rows_bytes + frame_bytes(plain, messages, wire.mtu),
     )
 
 
-def rows_between(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]:
-    """int64 [R, R]: rows from rank to rank over all passes and layers, those that stay on the diagonal."""
-    total = np.zeros((plan.ep_size, plan.ep_size), dtype=np.int64)
+def exchanges_of(plan: PlacementPlan, workload: Workload) -> list[RowsOut]:
+    """Those of all passes and layers: one a layer, and two by way of relays."""
+    exchanges = []
     ranks = _request_ranks(plan, workload)
+    # With relays a pass's first layer decides by which way it goes, and tells of both.
+    has_relays = relays_of(plan) is not None
     for columns in workload.passes():
         sample = workload.sample(columns)
         relays = _relays_in(plan, workload, columns)
@@ -108,19 +134,16 @@ def rows_between(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]:
             served_by = serve_layer(plan, layer, sample.expert_ids[:, layer], homes[layer])
             goes = np.zeros((len(served_by), plan.ep_size), dtype=np.bool_)
             np.put_along_axis(goes, served_by.astype(np.int64), True, axis=1)
-            _add_rows(total, goes, homes[layer], relays, plan.topology.node_of_rank)
-    return total
+            found = _rows(goes, homes[layer], relays, plan.topology.node_of_rank)
+            told_before = has_relays and layer == 0
+            exchanges += [RowsOut(rows=rows, told_before=told_before and n == 0) for n, rows in enumerate(found)]
+    return exchanges
 
 
 def _relays_in(plan: PlacementPlan, workload: Workload, columns: slice) -> NDArray[np.int32] | None:
     """The relays by which the pass of these columns goes, as `relays_of`."""
     num_tokens = workload.num_requests * (columns.stop - columns.start)
     return relays_of(plan) if num_tokens >= FEWEST_TOKENS else None
-
-
-def num_exchanges(plan: PlacementPlan, workload: Workload) -> int:
-    """Of one layer over all passes: one a pass, and two by way of relays."""
-    return sum(1 if _relays_in(plan, workload, columns) is None else 2 for columns in workload.passes())
 
 
 def relays_of(plan: PlacementPlan) -> NDArray[np.int32] | None:
@@ -135,23 +158,26 @@ def relays_of(plan: PlacementPlan) -> NDArray[np.int32] | None:
     return np.stack(relays)
 
 
-def _add_rows(
-    total: NDArray[np.int64],
+def _rows(
     goes: NDArray[np.bool_],
     home: NDArray[np.int32],
     relays: NDArray[np.int32] | None,
     node_of_rank: NDArray[np.int32],
-) -> None:
-    """Add one layer of one pass to `total`; goes: bool [T, R], the ranks that serve each token; home: int32 [T]."""
-    for rank in range(len(total)):
+) -> NDArray[np.int64]:
+    """int64 [exchanges, R, R] of one layer in one pass; goes: bool [T, R], the ranks that serve each token; home:
+    int32 [T]."""
+    num_ranks = goes.shape[1]
+    rows = np.zeros((1 if relays is None else 2, num_ranks, num_ranks), dtype=np.int64)
+    for rank in range(num_ranks):
         own = goes[home == rank]
         if relays is None:
-            total[rank] += own.sum(axis=0)
+            rows[0, rank] = own.sum(axis=0)
             continue
         for node, relay in enumerate(relays[rank]):
             of_node = own * (node_of_rank == node)
-            total[rank, relay] += of_node.any(axis=1).sum()
-            total[relay] += of_node.sum(axis=0)
+            rows[0, rank, relay] += of_node.any(axis=1).sum()
+            rows[1, relay] += of_node.sum(axis=0)
+    return rows
 
 
 def _request_ranks(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64] | None:
@@ -169,19 +195,9 @@ def shuffle_bytes(plan: PlacementPlan, workload: Workload, wire: Wire) -> int:
     return 2 * (plan.ep_size - 1) * num_tokens * wire.state_bytes * workload.num_layers
 
 
-def count_bytes(plan: PlacementPlan, workload: Workload) -> int:
-    """What processes tell each other: rows and pairs before every exchange, and under `tp` which batch they run."""
-    pairs = plan.ep_size * (plan.ep_size - 1)
-    batches = 0 if _is_dp(plan) else workload.new_tokens * BATCH_BYTES
-    return pairs * (num_exchanges(plan, workload) * workload.num_layers * COUNT_BYTES + batches)
-
-
-def num_messages(plan: PlacementPlan, workload: Workload) -> int:
-    """From process to process: counts, rows out and rows back for each exchange of a layer, of which there are two with
-    relays; under `tp` two shuffles and the batch too."""
-    pairs = plan.ep_size * (plan.ep_size - 1)
-    of_shuffles = 0 if _is_dp(plan) else workload.new_tokens * (2 * workload.num_layers + 1)
-    return pairs * (3 * num_exchanges(plan, workload) * workload.num_layers + of_shuffles)
+def num_batches(plan: PlacementPlan, workload: Workload) -> int:
+    """Passes in which processes tell each other which batch they run, and shuffle its tokens: under `tp`."""
+    return 0 if _is_dp(plan) else workload.new_tokens
 
 
 def frame_bytes(payload_bytes: int, messages: int, mtu: int) -> int:

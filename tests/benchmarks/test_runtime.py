@@ -66,8 +66,27 @@ def test_passes_take_every_token_but_the_last_once(workload: Any) -> None:
     assert len(list(workload.passes())) == workload.new_tokens
 
 
+def rows_between(suite: SimpleNamespace, plan: Any, workload: Any) -> Any:
+    """int64 [R, R], over all passes and layers."""
+    return sum(exchange.rows for exchange in suite.prediction.exchanges_of(plan, workload))
+
+
+def test_many_rows_come_after_their_numbers(
+    workload: Any, plan: Any, suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = suite.prediction.Wire(hidden_size=64, top_k=TOP_K, dtype=torch.bfloat16, mtu=9000)
+    exchanges = suite.prediction.exchanges_of(plan, workload)
+    most = [int((exchange.rows * (1 - np.eye(4, dtype=int))).max()) for exchange in exchanges]
+    monkeypatch.setattr(suite.prediction, "MOST_BYTES", sorted(most)[len(most) // 2] * wire.row_bytes)
+    messages = [exchange.num_messages(wire) for exchange in exchanges]
+    assert messages == [2 if rows <= sorted(most)[len(most) // 2] else 3 for rows in most]
+    assert set(messages) == {2, 3}
+    told_before = [replace(exchange, told_before=True).num_messages(wire) for exchange in exchanges]
+    assert set(told_before) == {3}
+
+
 def test_rows_are_the_remote_copies_that_evaluate_counts(workload: Any, plan: Any, suite: SimpleNamespace) -> None:
-    rows = suite.prediction.rows_between(plan, workload)
+    rows = rows_between(suite, plan, workload)
     metrics = mean_metrics(measure_plan(plan, workload.sample(slice(None))))
     # The prompt is the first half of a request's tokens: both see the same tokens when a request arrives.
     assert (rows.sum() - np.trace(rows)) / (REQUESTS * (PROMPT + NEW - 1) * LAYERS) == pytest.approx(
@@ -81,18 +100,18 @@ def test_relays_send_one_row_between_nodes_for_every_copy_that_evaluate_counts_t
     topology = replace(plan.topology, intra_node_gb_per_s=4.0, inter_node_gb_per_s=1.0)
     relayed = replace(plan, topology=topology)
     monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", 1)
-    assert suite.prediction.num_exchanges(relayed, workload) == 2 * NEW
-    rows = suite.prediction.rows_between(relayed, workload)
+    assert len(suite.prediction.exchanges_of(relayed, workload)) == 2 * NEW * LAYERS
+    rows = rows_between(suite, relayed, workload)
     between = rows[:2, 2:].sum() + rows[2:, :2].sum()
     metrics = mean_metrics(measure_plan(plan, workload.sample(slice(None))))
     assert between / (REQUESTS * (PROMPT + NEW - 1) * LAYERS) == pytest.approx(metrics.internode_copies_per_token)
-    direct = suite.prediction.rows_between(plan, workload)
+    direct = rows_between(suite, plan, workload)
     assert between < direct[:2, 2:].sum() + direct[2:, :2].sum()
     # The prompts alone are so many.
     monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", REQUESTS * PROMPT)
-    assert suite.prediction.num_exchanges(relayed, workload) == NEW + 1
+    assert len(suite.prediction.exchanges_of(relayed, workload)) == (NEW + 1) * LAYERS
     monkeypatch.setattr(suite.prediction, "FEWEST_TOKENS", REQUESTS * PROMPT + 1)
-    assert np.array_equal(suite.prediction.rows_between(relayed, workload), direct)
+    assert np.array_equal(rows_between(suite, relayed, workload), direct)
 
 
 def test_bytes_are_those_of_rows_counts_and_frames(workload: Any, plan: Any, suite: SimpleNamespace) -> None:
@@ -102,11 +121,11 @@ def test_bytes_are_those_of_rows_counts_and_frames(workload: Any, plan: Any, sui
     metrics = mean_metrics(measure_plan(plan, workload.sample(slice(None))))
     assert found.evaluate_copies == pytest.approx(metrics.remote_copies_per_token)
     assert found.internode_copies == pytest.approx(metrics.internode_copies_per_token)
-    rows = suite.prediction.rows_between(plan, workload)
+    rows = rows_between(suite, plan, workload)
     assert found.rows_bytes == (rows.sum() - np.trace(rows)) * wire.copy_bytes
-    told = NEW * 4 * 3 * LAYERS * 56
+    told = NEW * 4 * 3 * LAYERS * 64
     plain = found.rows_bytes + told
-    messages = NEW * 4 * 3 * LAYERS * 3
+    messages = NEW * 4 * 3 * LAYERS * 2
     assert found.wire_bytes == plain + suite.prediction.frame_bytes(plain, messages, 9000)
 
 

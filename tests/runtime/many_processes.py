@@ -20,9 +20,12 @@ import torch.distributed as dist
 import transformers
 
 import specmoe
+import specmoe.runtime.exchange
+import specmoe.runtime.few_rows
 import specmoe.runtime.load
 import specmoe.runtime.serve
 from specmoe.errors import SpecmoeError
+from specmoe.runtime.packing import row_bytes
 from specmoe.runtime.serve import serve_prompts
 from specmoe.runtime.static_decode import StaticDecode
 
@@ -42,6 +45,8 @@ def main() -> None:
         _ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(transformers.AutoConfig.from_pretrained(source))]
     runs: dict[str, tuple[int, Callable[..., list[dict[str, Any]]]]] = {
         "four": (4, check_models),
+        "late4": (4, check_late_rows),
+        "told4": (4, check_told_before),
         "two": (2, check_models),
         "eight2": (2, check_eight_ranks),
         "eight4": (4, check_eight_ranks),
@@ -97,6 +102,18 @@ RELAYED_TOKENS = 16
 
 def check_models(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [compare(family, *paths, process) for family, paths in settings["models"][name].items()]
+
+
+def check_late_rows(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Up to three rows come with their number: those of decode steps, and not those of prompts."""
+    specmoe.runtime.few_rows.MOST_BYTES = 3 * row_bytes(32, 3, torch.float32)
+    return [compare("deepseek_v3", *settings["models"]["four"]["deepseek_v3"], process)]
+
+
+def check_told_before(_name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """As on backends that want the lengths of messages told before."""
+    specmoe.runtime.exchange.can_send_few_rows = lambda _workers: False
+    return [compare("deepseek_v3", *settings["models"]["four"]["deepseek_v3"], process)]
 
 
 def relaying(model: Any) -> Any:

@@ -87,9 +87,10 @@ def test_eight_uneven_ranks_on_fewer_processes_change_nothing(findings, run, wor
 
 RUNS = [(run, world_size, family) for run, world_size in (("two", 2), ("four", 4)) for family in FAMILIES]
 RELAYED = [("relays4", 4, family) for family in RELAYED_FAMILIES]
+TOLD = [("late4", 4, "deepseek_v3"), ("told4", 4, "deepseek_v3")]
 
 
-@pytest.mark.parametrize(("run", "world_size", "family"), [*RUNS, *RELAYED])
+@pytest.mark.parametrize(("run", "world_size", "family"), [*RUNS, *RELAYED, *TOLD])
 def test_every_process_gets_the_logits_and_tokens_of_the_unmodified_model(findings, run, world_size, family):
     for process in range(world_size):
         (found,) = (item for item in findings[run][process] if item.get("family") == family)
