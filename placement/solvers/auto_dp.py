@@ -55,6 +55,8 @@ _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
 _ORDERS = 6
 _HOME_ROUNDS, _FEWEST_HOME_ROUNDS = 10, 3
+# They become fewer only from twice as many slots on.
+_HOME_ROUNDS_THIN_OUT = 2
 
 
 class DpSearch:
@@ -256,7 +258,7 @@ def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) 
         problem, homes, seed = search.searched[layer], search.homes_of_set(layer, annealed_for), options.seed + layer
         settle(problem, copies[layer], homes, seed, ceiling=problem.cap.ceiling, overload_price=OVERLOAD_PRICES[0])
 
-    home_rounds, done = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots)), 0
+    home_rounds, done = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots // _HOME_ROUNDS_THIN_OUT)), 0
     for turns in cooling(ANNEALING_ROUNDS, home_rounds, lambda: options.seconds_left):
         if options.is_over:
             break

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 _SEARCHED_PAIRS = 400_000
 # Starts are as many as asked for up to so many slots, fewer beyond: each takes longer, and tells less from the others.
 _ALL_STARTS = 64
+# Annealing makes as many proposals as wanted up to so many slots, and begins as hot; beyond, pairs of slots grow with
+# the square, and so do the meetings that time allows shrink. What has less time to cool must not begin as hot.
+_ALL_PROPOSALS = 128
 # An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
 _ITEMS_PER_SLOT = 20
 _FEWEST_ITEMS = 1500
@@ -31,6 +34,6 @@ def annealed_items(num_slots: int) -> int:
     return max(_FEWEST_ITEMS, _ITEMS_PER_SLOT * num_slots)
 
 
-def annealing_heat(num_slots: int) -> float:
-    """What temperatures are multiplied by: with more slots each is in a smaller share of the tokens."""
-    return min(1.0, _ALL_STARTS / num_slots)
+def annealing_share(num_slots: int) -> float:
+    """What temperatures, and how often two slots meet, are multiplied by."""
+    return min(1.0, _ALL_PROPOSALS / num_slots) ** 2

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
-from specmoe.placement.solvers.effort import affordable_starts, annealed_items, annealing_heat
+from specmoe.placement.solvers.effort import annealed_items, annealing_share
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
@@ -22,6 +22,8 @@ _HOT, _COLD = 2e-2, 1e-4
 # How often every pair of slots meets in a round while there are few slots: a move is priced rank by rank, so that more
 # ranks allow for fewer.
 _MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 16, 8, 64
+# Past so many ranks they become fewer again.
+_MANY_RANKS = 16
 # When copies settle, so many times more items stand for all.
 _SETTLED = 4
 
@@ -97,7 +99,7 @@ def anneal_rounds(
     """Rounds `turns` of `ANNEALING_ROUNDS`, in place: ever colder, by the heaviest items."""
     slots = int(problem.machine.slots.sum())
     items = heaviest_items(problem, homes_of_set, annealed_items(slots))
-    hottest = _HOT * annealing_heat(slots) * float(items.weight.sum()) * problem.machine.dearest_copy
+    hottest = _HOT * annealing_share(slots) * float(items.weight.sum()) * problem.machine.dearest_copy
     cooling = (_COLD / _HOT) ** (1.0 / ANNEALING_ROUNDS)
     for turn in turns:
         anneal_copies(
@@ -128,7 +130,7 @@ def settle(
     the part of the usual proposals.
     """
     items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
-    heat = annealing_heat(int(problem.machine.slots.sum()))
+    heat = annealing_share(int(problem.machine.slots.sum()))
     cold = _COLD * heat * float(items.weight.sum()) * problem.machine.dearest_copy
     proposals = round(effort * _proposals_per_round(problem))
     anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
@@ -137,9 +139,10 @@ def settle(
 def _proposals_per_round(problem: LayerProblem) -> int:
     """Enough for every pair of slots to meet several times, within limits."""
     slots = int(problem.machine.slots.sum())
-    wanted = min(max(_MEETINGS_TIMES_RANKS // problem.machine.ep_size, _FEWEST_MEETINGS), _MEETINGS)
-    # Pairs grow with the square of the slots, and so do the meetings that time allows shrink.
-    meetings = affordable_starts(affordable_starts(wanted, slots), slots)
+    ep_size = problem.machine.ep_size
+    wanted = min(max(_MEETINGS_TIMES_RANKS // ep_size, _FEWEST_MEETINGS), _MEETINGS)
+    wanted = wanted * _MANY_RANKS // max(ep_size, _MANY_RANKS)
+    meetings = round(wanted * annealing_share(slots))
     return min(max(slots**2, 500), 1500) * max(1, meetings)
 
 

@@ -1,0 +1,10 @@
+"""How much search a layer gets: all of it while slots are few, less with the square of many."""
+
+import pytest
+
+from specmoe.placement.solvers.effort import annealing_share
+
+
+@pytest.mark.parametrize(("slots", "share"), [(40, 1.0), (128, 1.0), (256, 0.25), (1280, 0.01)])
+def test_annealing_shrinks_with_the_pairs_of_slots_past_those_of_128(slots, share):
+    assert annealing_share(slots) == pytest.approx(share)
