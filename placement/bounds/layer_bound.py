@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.bounds.companions import companions_bound
-from specmoe.placement.bounds.copies_program import CopiesChoice, best_copies, can_program
+from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
 from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
 from specmoe.placement.bounds.replica_bound import replica_bound
-from specmoe.placement.bounds.served_program import best_served, can_serve
+from specmoe.placement.bounds.served_program import ServedChoice, best_served, can_serve
 from specmoe.placement.options import SolveOptions
 
 # The part of a layer's work that goes to the question of any homes, and to nodes where they count.
@@ -42,7 +42,7 @@ class LayerBound:
     is_weak: whether the gap to the one with homes is wide; cost: of the placement below, or of the plan's.
     rank_of_expert: int32 [E], a placement of single
     copies that costs less than the plan's, where one was found; holds: bool [R, E], the same with replicas, which a
-    replica choice has yet to be tried on; dispatch: int32 [R, E], the ranks to name then, where these are known.
+    replica choice has yet to be tried on; served: the best found with its dispatch, where one was sought.
     """
 
     with_homes: float
@@ -51,7 +51,7 @@ class LayerBound:
     cost: float
     rank_of_expert: NDArray[np.int32] | None = None
     holds: NDArray[np.bool_] | None = None
-    dispatch: NDArray[np.int32] | None = None
+    served: ServedChoice | None = None
 
 
 def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
@@ -162,26 +162,19 @@ def _settle_copies(case: LayerCase, options: SolveOptions, work: int) -> LayerBo
     choice = best_copies(case, options, work)
     if np.isinf(choice.bound):
         return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)
-    if can_serve(case):
-        return _settle_served(case, choice, options, work)
     bound = min(max(choice.bound, companions_bound(case)), case.cost)
     if choice.holds is None and bound < case.cost:
         bound = min(max(bound, whole(with_replicas(case, options, work))), case.cost)
+    cost: float = case.cost
+    served: ServedChoice | None = None
+    if can_serve(case):
+        served = best_served(case, replace(choice, bound=bound), options, work)
+        bound, cost = served.bound, served.cost if np.isfinite(served.cost) else case.cost
     return LayerBound(
-        with_homes=bound, any_homes=0.0, is_weak=is_weak(bound, case.cost), cost=case.cost, holds=choice.holds
-    )
-
-
-def _settle_served(case: LayerCase, choice: CopiesChoice, options: SolveOptions, work: int) -> LayerBound:
-    """The same where the replica choice itself, and its loads, are part of the program."""
-    known = replace(choice, bound=max(choice.bound, companions_bound(case)))
-    served = best_served(case, known, options, work)
-    cost = served.cost if np.isfinite(served.cost) else case.cost
-    return LayerBound(
-        with_homes=served.bound,
+        with_homes=bound,
         any_homes=0.0,
-        is_weak=is_weak(served.bound, cost),
+        is_weak=is_weak(bound, cost),
         cost=cost,
-        holds=served.holds,
-        dispatch=served.dispatch,
+        holds=choice.holds,
+        served=served,
     )

@@ -86,10 +86,10 @@ def _with_copies(
     """The plan with the better placements with replicas that its replica choice makes something of."""
     better = plan
     for layer, bound in enumerate(bounds):
-        if bound.holds is not None and bound.dispatch is not None:
-            better = take_served(better, cases.of(better), layer, bound.holds, bound.dispatch)
-        elif bound.holds is not None:
+        if bound.holds is not None:
             better = take_copies(better, cases.of(better), layer, bound.holds, options)
+        if bound.served is not None and bound.served.holds is not None and bound.served.dispatch is not None:
+            better = take_served(better, cases.of(better), layer, bound.served.holds, bound.served.dispatch)
     return plan if better is plan else _remeasured(plan, better, cases.profile)
 
 
