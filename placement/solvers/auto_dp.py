@@ -53,10 +53,12 @@ _STARTS_TIME = 0.3
 _RESTARTS = (4, 2, 2, 2)
 _SERVED_ALTERNATIONS = 3
 _PATIENCE = 40
-_ORDERS = 6
 _HOME_ROUNDS, _FEWEST_HOME_ROUNDS = 10, 3
 # They become fewer only from twice as many slots on.
 _HOME_ROUNDS_THIN_OUT = 2
+# In how many orders requests come while homes and placements alternate, and when the end is judged. A search fits its
+# placements to the orders that it sees, by 1 % where links are slow, so it is judged in others.
+_ORDERS, _FEWEST_ORDERS, _JUDGED_ORDERS = 24, 6, 48
 
 
 class DpSearch:
@@ -146,12 +148,22 @@ class DpSearch:
 
     def served_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
         """float64 [Q, R]: where new requests like these would start, and the affinity that sends them there."""
+        orders = max(_FEWEST_ORDERS, affordable_starts(_ORDERS, int(self.machine.slots.sum())))
+        return self._served_homes(cost, orders, self.options.seed)
+
+    def judged_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
+        """The same in orders that no search has seen."""
+        return self._served_homes(cost, _JUDGED_ORDERS, self.options.seed + 1)
+
+    def _served_homes(
+        self, cost: NDArray[np.float64], orders: int, seed: int
+    ) -> tuple[NDArray[np.float64], Affinity | None]:
         lengths, ep_size = self.requests.lengths, self.machine.ep_size
         if self.model is None:
             return np.full((len(lengths), ep_size), 1.0 / ep_size), None
         affinity = self.model.fit(cost)
         pull = affinity.held_out_pull * lengths[:, None]
-        return simulated_shares(pull, lengths, orders=_ORDERS, seed=self.options.seed), affinity
+        return simulated_shares(pull, lengths, orders=orders, seed=seed), affinity
 
     def expected(self, share: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
         """Copies per token when requests start at `share`."""
@@ -180,7 +192,7 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     if int(machine.slots.sum()) > profile.num_logical_experts:
         _anneal(search, copies, share)
     cost = search.costs_of_copies(copies)
-    share, affinity = search.served_homes(cost)
+    share, affinity = search.judged_homes(cost)
     expected = search.expected(share, cost)
     sample, choice = profile.require_sample("solving for request homes"), options.replica_choice or "cover"
     table = None if affinity is None else affinity_tensor(affinity, search.requests, vocabulary_size(profile))

@@ -12,6 +12,7 @@ from specmoe.placement.check import check_plan
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.objective import objective_of
 from specmoe.placement.solve import solve
+from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
@@ -66,6 +67,18 @@ def test_the_expected_figure_agrees_with_other_requests(attention):
     plan = solve(FIT, 4, attention=attention, max_imbalance=1.2)
     measured = mean_metrics(measure_plan(plan, OTHER.sample)).remote_copies_per_token
     assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=0.1)
+
+
+def test_the_expected_figure_is_of_orders_that_the_search_has_not_seen(monkeypatch):
+    seeds = []
+
+    def noted(pull, lengths, *, orders, seed):
+        seeds.append(seed)
+        return simulated_shares(pull, lengths, orders=orders, seed=seed)
+
+    monkeypatch.setattr("specmoe.placement.solvers.auto_dp.simulated_shares", noted)
+    solve(FIT, 4, max_imbalance=1.2, bound_seconds=0)
+    assert seeds[-1] not in seeds[:-1]
 
 
 @pytest.mark.parametrize("attention", ["dp", "tp"])
