@@ -24,7 +24,7 @@ from specmoe.placement.homes import homes_of, request_starts
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solve import solve
-from specmoe.placement.solvers.robust import profile_of_rows, rows_of
+from specmoe.placement.solvers.chosen_rows import profile_of_rows, rows_of
 from specmoe.placement.token_embeddings import TokenEmbeddings
 from specmoe.profiler.routing_profile import RoutingProfile
 

@@ -10,6 +10,7 @@ benchmarks/results/robust-NAME.json.
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from placement import RESULTS, load_trace
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solve import solve
-from specmoe.placement.solvers.robust import domain_losses, profile_of_rows
+from specmoe.placement.solvers.chosen_rows import profile_of_rows
+from specmoe.placement.solvers.domain_mixtures import domain_losses
 from specmoe.profiler.routing_profile import RoutingProfile
 
 # Domains with fewer tokens than this say little.
@@ -37,14 +39,24 @@ def of_domains(profile: RoutingProfile, domains: np.ndarray) -> RoutingProfile:
     return profile_of_rows(profile, np.flatnonzero(np.isin(sample.domain_ids, domains)))
 
 
-def measured_on(plan: PlacementPlan, trace: RoutingProfile) -> dict[str, float]:
-    """Mean and worst domain of one plan on one trace."""
+def measured_on(plan: PlacementPlan, trace: RoutingProfile, domains: np.ndarray) -> dict[str, float]:
+    """Mean and worst domain of one plan on a trace of these domains."""
+    trace = of_domains(trace, domains)
     metrics = mean_metrics(measure_plan(plan, trace.require_sample("the benchmark")))
     return {
         "remote_copies_per_token": metrics.remote_copies_per_token,
         "load_imbalance": metrics.load_imbalance,
-        "worst_domain": float(domain_losses(plan=plan, profile=trace).max()),
+        "worst_domain": float(domain_losses(plan=plan, profile=trace, domains=domains).max()),
     }
+
+
+def numbered_alike(trace: RoutingProfile, other: RoutingProfile) -> RoutingProfile:
+    """The trace with its domains numbered as `other` numbers them, where both know their domains' names."""
+    sample = trace.require_sample("the benchmark")
+    if trace.domains is None or other.domains is None or sample.domain_ids is None:
+        return trace
+    number = np.array([other.domains.names.index(name) for name in trace.domains.names])
+    return replace(trace, domains=None, sample=replace(sample, domain_ids=number[sample.domain_ids].astype(np.int16)))
 
 
 def large_domains(profile: RoutingProfile) -> np.ndarray:
@@ -64,7 +76,8 @@ def large_domains(profile: RoutingProfile) -> np.ndarray:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--name", help="Of the file in benchmarks/results; FIT's by default.")
 def main(fit: Path, dev: Path, ranks: int, attention: Any, extra_slots: int, seed: int, name: str | None) -> None:
-    traces = load_trace(fit), load_trace(dev)
+    traces = [load_trace(fit)]
+    traces.append(numbered_alike(load_trace(dev), traces[0]))
     domains = np.intersect1d(large_domains(traces[0]), large_domains(traces[1]))
     rows = []
     for half in (0, 1):
@@ -77,9 +90,10 @@ def main(fit: Path, dev: Path, ranks: int, attention: Any, extra_slots: int, see
                 best_effort=True, bound_seconds=0,
             )  # fmt: skip
             row = {"fitted_domains": known.tolist(), "robust": robust, "seconds": time.perf_counter() - begin}
-            row["profile_domains"] = domain_losses(plan=plan, profile=profile).tolist()
-            row["known_domains"] = measured_on(plan, of_domains(traces[1], known))
-            row["new_domains"] = measured_on(plan, of_domains(traces[1], new))
+            row["profile_domains"] = domain_losses(plan=plan, profile=profile, domains=known).tolist()
+            row["known_domains"] = measured_on(plan, traces[1], known)
+            row["new_domains"] = measured_on(plan, traces[1], new)
+            row["note"] = plan.predicted.get("robust")
             rows.append(row)
             click.echo(json.dumps(row))
     about = {"fit": fit.name, "dev": dev.name, "ranks": ranks, "attention": attention, "extra_slots": extra_slots}

@@ -1,7 +1,7 @@
 """What `specmoe solve` shows: a bar while it works, a few lines or a JSON object when it is done."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -93,8 +93,7 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *
     if plan.topology.relative_speed is not None and "heaviest_rank" in plan.predicted:
         yield f"  load over speed          {plan.predicted['heaviest_rank']:.3f} at most, what --max-imbalance caps"
     if "robust" in plan.predicted:
-        worst, plain = (max(plan.predicted["robust"][name]) for name in ("objective", "plain_objective"))
-        yield f"  worst domain             {worst:.3f} copies per token ({plain:.3f} by a plan for all tokens together)"
+        yield from _robust_lines(plan.predicted["robust"])
     yield from _bound_lines(plan)
     if plan.num_physical_experts > plan.num_logical_experts:
         yield f"  replicas                 reached by the {plan.replica_choice} choice"
@@ -102,6 +101,17 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *
         yield f"  note                     {missing}"
     if stopped:
         yield "  note                     stopped by Ctrl-C: the best plan so far, another run may find a better one"
+
+
+def _robust_lines(note: Mapping[str, Any]) -> Iterator[str]:
+    worst, plain = max(note["objective"]), max(note["plain_objective"])
+    if note["is_plain"]:
+        yield f"  worst domain             {worst:.3f} copies per token, by the plan for all tokens together:"
+        yield "                           no mixture of domains was better on held-out requests"
+        return
+    yield f"  worst domain             {worst:.3f} copies per token ({plain:.3f} by a plan for all tokens together)"
+    worst, plain = max(note["held_out_objective"]), max(note["plain_held_out_objective"])
+    yield f"                           {worst:.3f} ({plain:.3f}) on half of the requests by a plan for the others"
 
 
 def _bound_lines(plan: PlacementPlan) -> Iterator[str]:

@@ -43,6 +43,7 @@ class SolveOptions:
     best plan so far is finished and returned. ends_at: by `time.monotonic()`, where there is a time limit.
     bound_seconds: one core's work on a lower bound, counted in operations; 0 for none. nearest: int32 [V], for each
     id the token whose table row stands in where the profile has hardly seen it, None where embeddings are not at hand.
+    expert_loads: float64 [L, E], the pairs of each expert that load caps are on, None for those of the sample.
     """
 
     attention: Attention = "dp"
@@ -61,6 +62,7 @@ class SolveOptions:
     ends_at: float | None = None
     bound_seconds: float = 10.0
     nearest: NDArray[np.int32] | None = None
+    expert_loads: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):

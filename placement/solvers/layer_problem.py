@@ -20,7 +20,8 @@ class Machine:
     """What all layers share. slots: int32 [R]; speed: float64 [R]; node: int32 [R]; link: float64 [R, R], what a copy
     from a home rank (row) to a rank (column) costs, 0 on the diagonal; surcharge: what another node costs beyond that
     of a rank; max_imbalance: the cap that the search keeps, allowed_imbalance: the one that the plan must keep;
-    expert_groups: how many groups of experts must be kept whole, 1 for none.
+    expert_groups: how many groups of experts must be kept whole, 1 for none; expert_loads: float64 [L, E], the pairs
+    that the caps are on where they are not the sample's own.
     """
 
     slots: NDArray[np.int32]
@@ -31,6 +32,7 @@ class Machine:
     max_imbalance: float
     allowed_imbalance: float
     expert_groups: int = 1
+    expert_loads: NDArray[np.float64] | None = None
 
     @classmethod
     def of(cls, topology: Topology, options: SolveOptions, num_logical_experts: int, max_imbalance: float) -> "Machine":
@@ -48,6 +50,7 @@ class Machine:
             max_imbalance=max_imbalance,
             allowed_imbalance=options.max_imbalance,
             expert_groups=(options.expert_groups or 1) if options.group_limited else 1,
+            expert_loads=options.expert_loads,
         )
 
     @property
@@ -81,6 +84,8 @@ class LayerProblem:
         E = profile.num_logical_experts
         load = np.zeros(int(machine.slots.sum()))
         load[:E] = np.bincount(expert_ids.ravel(), minlength=E)
+        if machine.expert_loads is not None:
+            load[:E] = machine.expert_loads[layer] * (load.sum() / machine.expert_loads[layer].sum())
         if tokens is not None:
             load *= len(tokens) / len(expert_ids)
             expert_ids = expert_ids[tokens]

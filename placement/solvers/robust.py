@@ -1,115 +1,124 @@
-"""`--robust`: the plan whose worst domain is best, among those for several mixtures of the profile's domains.
+"""`--robust`: the plan for the mixture of the profile's domains whose worst domain is best on other requests.
 
-Multiplicative weights: each turn solves for a mixture, replays the profile, and gives more weight to the domains whose
-tokens cost more than the mean. A mixture repeats or leaves out tokens within their requests, so that a request stays in
-one fold and what is known of it on arrival keeps its proportions. Loads are judged on the profile itself: a plan for a
-mixture that breaks the cap there is left aside, so the plain plan is the worst that can come out.
+Multiplicative weights: each turn solves for a mixture on each half of the requests, replays the other half, and gives
+more weight to the domains whose tokens cost more than the mean there. A mixture is better than the profile as it is
+where its worst domain costs less on both halves. The best mixture is then solved for on all requests; where none is
+better, the plan is the plain one. Caps are on the profile's loads whatever the mixture's are: copies are weighed by the
+mixture, loads are not.
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.errors import UsageError
-from specmoe.placement.homes import homes_of
-from specmoe.placement.metrics import mean_metrics, measure_plan
-from specmoe.placement.objective import objective_of
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.solvers.assemble import measured
+from specmoe.placement.solvers.chosen_rows import pairs_of_experts
+from specmoe.placement.solvers.domain_mixtures import domain_losses, halves_by_domain, judged_domains, mixture
 from specmoe.placement.solvers.feasibility import heaviest_of_layer
+from specmoe.placement.solvers.finish_plan import finish_plan
 from specmoe.placement.solvers.load_drift import expected_imbalance
 from specmoe.placement.topology import Topology
-from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+from specmoe.profiler.routing_profile import RoutingProfile
 
 Method = Callable[[RoutingProfile, Topology, SolveOptions], PlacementPlan]
 
 _TURNS = 3
 # A domain that costs 5 % more than the mean doubles its weight in a turn, which is the most that it can gain.
 _STEP, _MOST_GAIN = 14.0, 2.0
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A mixture: weight, float64 [D], of the tokens of each domain; losses: float64 [2, D], what the domains of each
+    half cost under a plan for the other half.
+    """
+
+    weight: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """float64 [D], the mean of both halves."""
+        mean: NDArray[np.float64] = self.losses.mean(axis=0)
+        return mean
+
+    def is_better_than(self, other: "_Trial") -> bool:
+        """Whether the worst domain costs less on both halves: what one half alone says may be chance."""
+        return bool((self.losses.max(axis=1) < other.losses.max(axis=1)).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What all mixtures of a profile are solved with; domains: int64 [D], those that are judged."""
+
+    method: Method
+    topology: Topology
+    options: SolveOptions
+    domains: NDArray[np.int64]
+
+    def plan_for(self, profile: RoutingProfile, weight: NDArray[np.float64]) -> PlacementPlan:
+        """The plan for a mixture of the profile's domains, float64 [D], finished on the profile."""
+        loads = pairs_of_experts(profile.require_sample("mixing domains"), profile.num_logical_experts)
+        mixed = mixture(profile, self.domains, weight, self.options.seed)
+        options = replace(self.options, expert_loads=loads.astype(np.float64))
+        return finish_plan(self.method(mixed, self.topology, options), profile, self.topology, self.options)
+
+    def trials(self, profile: RoutingProfile) -> list[_Trial]:
+        """The profile as it is, then ever more weight for domains that cost more than the mean, while there is time."""
+        halves, weight = halves_by_domain(profile, self.options.seed), np.ones(len(self.domains))
+        found: list[_Trial] = []
+        while not found or (len(found) <= _TURNS and not self.options.is_over):
+            losses = []
+            for fitted, judged in (halves, halves[::-1]):
+                plan = self.plan_for(fitted, weight) if found else self.method(fitted, self.topology, self.options)
+                losses.append(domain_losses(plan=plan, profile=judged, domains=self.domains))
+            found.append(_Trial(weight=weight, losses=np.stack(losses)))
+            loss = found[-1].loss
+            gain = np.exp(_STEP * (loss / max(loss.mean(), 1e-12) - 1.0))
+            weight = weight * np.clip(gain, 1.0 / _MOST_GAIN, _MOST_GAIN)
+        return found
 
 
 def solve_robustly(method: Method, profile: RoutingProfile, topology: Topology, options: SolveOptions) -> PlacementPlan:
-    """The plan with the least worst domain; raises `UsageError` where the profile does not tell domains apart."""
-    domain_ids = None if profile.sample is None else profile.sample.domain_ids
-    domains = np.zeros(0) if domain_ids is None else np.unique(domain_ids)
-    if domain_ids is None or len(domains) < 2:
-        raise UsageError(
-            f"robust needs a profile whose tokens belong to several domains, this one has {len(domains)}; "
-            "profile several data sets together, or solve without robust"
-        )
+    """The plan of the best mixture; raises `UsageError` where the profile does not have several domains to judge."""
+    domains = judged_domains(profile)
+    search = _Search(method=method, topology=topology, options=options, domains=domains)
     plain = method(profile, topology, options)
-    losses = domain_losses(plan=plain, profile=profile)
-    allowed = max(options.max_imbalance, float(heaviest_of_layer(plain, profile).max()))
-    found, weight = [(plain, losses)], np.ones(len(domains))
-    for turn in range(_TURNS):
+    as_it_is, *mixtures = search.trials(profile)
+    allowed = max(options.max_imbalance, float(heaviest_of_layer(plain, profile).max())) * (1 + _TOLERANCE)
+    plan, chosen = plain, as_it_is
+    better = [trial for trial in mixtures if trial.is_better_than(as_it_is)]
+    for trial in sorted(better, key=lambda trial: float(trial.loss.max())):
         if options.is_over:
             break
-        gain = np.exp(_STEP * (losses / max(losses.mean(), 1e-12) - 1.0))
-        weight = weight * np.clip(gain, 1.0 / _MOST_GAIN, _MOST_GAIN)
-        mixture = reweighted(profile, weight[np.searchsorted(domains, domain_ids)], options.seed + turn)
-        plan = _judged(method(mixture, topology, options), profile)
-        losses = domain_losses(plan=plan, profile=profile)
-        if heaviest_of_layer(plan, profile).max() <= allowed:
-            found.append((plan, losses))
-    best, least = min(found, key=lambda pair: float(pair[1].max()))
-    note = {"domains": domains.tolist(), "objective": least.tolist(), "plain_objective": found[0][1].tolist()}
-    return replace(best, predicted={**best.predicted, "robust": note})
+        found = search.plan_for(profile, trial.weight)
+        if heaviest_of_layer(found, profile).max() <= allowed:
+            plan, chosen = (
+                _with_expected_figures(found, plain, profile, trial.loss.mean() / as_it_is.loss.mean()),
+                trial,
+            )
+            break
+    note = {
+        "domains": domains.tolist(),
+        "weight": chosen.weight.tolist(),
+        "objective": domain_losses(plan=plan, profile=profile, domains=domains).tolist(),
+        "plain_objective": domain_losses(plan=plain, profile=profile, domains=domains).tolist(),
+        "held_out_objective": chosen.loss.tolist(),
+        "plain_held_out_objective": as_it_is.loss.tolist(),
+        "is_plain": chosen is as_it_is,
+    }
+    return replace(plan, predicted={**plan.predicted, "robust": note})
 
 
-def domain_losses(*, plan: PlacementPlan, profile: RoutingProfile) -> NDArray[np.float64]:
-    """float64 [D]: the objective on the tokens of each of the profile's domains, with the homes of the whole trace."""
-    sample = profile.require_sample("judging domains")
-    assert sample.domain_ids is not None
-    homes = homes_of(plan, sample)
-    losses = []
-    for domain in np.unique(sample.domain_ids):
-        rows = np.flatnonzero(sample.domain_ids == domain)
-        metrics = mean_metrics(measure_plan(plan, rows_of(sample, rows), homes[:, rows]))
-        losses.append(objective_of(metrics, plan.topology))
-    return np.array(losses)
-
-
-def reweighted(profile: RoutingProfile, weight: NDArray[np.float64], seed: int) -> RoutingProfile:
-    """The profile of a sample that has each token about `weight` times, float64 [T], and as many tokens in all."""
-    times = weight / weight.mean()
-    drawn = np.floor(times + np.random.default_rng(seed).random(len(times))).astype(np.int64)
-    return profile_of_rows(profile, np.repeat(np.arange(len(times)), drawn))
-
-
-def profile_of_rows(profile: RoutingProfile, rows: NDArray[np.int64]) -> RoutingProfile:
-    """The profile of these rows of the sample, in this order and as often as they are named."""
-    chosen = rows_of(profile.require_sample("choosing tokens"), rows)
-    counts = [
-        np.bincount(ids.ravel(), minlength=profile.num_logical_experts) for ids in chosen.expert_ids.swapaxes(0, 1)
-    ]
-    return RoutingProfile(
-        layer_ids=profile.layer_ids,
-        expert_counts=np.stack(counts).astype(np.int64),
-        num_logical_experts=profile.num_logical_experts,
-        top_k=profile.top_k,
-        num_tokens=chosen.num_tokens,
-        vocab_size=profile.vocab_size,
-        num_expert_groups=profile.num_expert_groups,
-        sample=chosen,
-        model_fingerprint=profile.model_fingerprint,
-        source=profile.source,
-    )
-
-
-def _judged(plan: PlacementPlan, profile: RoutingProfile) -> PlacementPlan:
-    """A mixture's plan as one of the profile: measured on it; what was expected of the mixture left out."""
-    own = replace(plan, profile_fingerprint=profile.fingerprint, predicted={})
-    imbalance = expected_imbalance(own, profile.require_sample("measuring a plan"))
-    judged = measured(own, profile)
-    return replace(judged, predicted={**judged.predicted, "held_out_load_imbalance": imbalance})
-
-
-def rows_of(sample: RoutingSample, rows: NDArray[np.int64]) -> RoutingSample:
-    """A sample of these rows, in this order."""
-    arrays: dict[str, Any] = {field.name: getattr(sample, field.name) for field in fields(sample)}
-    chosen: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
-    return RoutingSample(**chosen)
+def _with_expected_figures(
+    plan: PlacementPlan, plain: PlacementPlan, profile: RoutingProfile, ratio: float
+) -> PlacementPlan:
+    """The plan with what to expect of it on other requests: copies in `ratio` to those of the plain plan."""
+    expected = {"held_out_load_imbalance": expected_imbalance(plan, profile.require_sample("measuring a plan"))}
+    if "held_out_objective" in plain.predicted:
+        expected["held_out_objective"] = plain.predicted["held_out_objective"] * ratio
+    return replace(plan, predicted={**plan.predicted, **expected})
