@@ -1,12 +1,13 @@
 """A first guess of which requests share a home: k-means on what they load, filled evenly."""
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 from scipy.sparse.linalg import LinearOperator, svds
 
 from specmoe.placement.solvers.home_prices import priced_shares
-from specmoe.placement.solvers.k_means import k_means
 from specmoe.placement.solvers.requests import Requests
 from specmoe.profiler.routing_profile import RoutingSample
 
@@ -54,10 +55,16 @@ def clustered_homes(
     features: NDArray[np.float64], lengths: NDArray[np.int64], ep_size: int, seed: int
 ) -> NDArray[np.float64]:
     """float64 [Q, R], one 1 per row: requests by cluster, so that every rank has about as many tokens."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     if len(features) <= ep_size:
         return np.eye(ep_size)[np.arange(len(features)) % ep_size]
-    centres = k_means(features, lengths.astype(np.float64), ep_size, seed)
-    distance = ((features[:, None, :] - centres[None]) ** 2).sum(axis=2)
+    with warnings.catch_warnings():
+        # Fewer distinct requests than ranks: the prices below still fill every rank.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = KMeans(ep_size, n_init=1, random_state=seed).fit(features, sample_weight=lengths)
+    distance = ((features[:, None, :] - model.cluster_centers_[None]) ** 2).sum(axis=2)
     scale = max(float(distance.std()), 1e-12)
     return even_homes(distance / scale, lengths)
 
