@@ -183,6 +183,7 @@ def _predicted(plan: PlacementPlan, model: ServedModel, scenario: Scenario) -> d
         "internode_copies_per_token": prediction.internode_copies,
         "predicted_wire_bytes": prediction.wire_bytes,
         "predicted_row_bytes": prediction.rows_bytes,
+        "predicted_node_bytes": prediction.node_bytes,
     }
 
 

@@ -59,7 +59,7 @@ def build_model(
     hidden_size = model.config.get_text_config().hidden_size
     runtime = ExpertRuntime(files.plan, workers, modules, blocks, hidden_size, capacity, decode)
     if isinstance(runtime.homes, TokenHomes) and has_own_heads:
-        runtime.shuffle = shuffle_tokens(model, workers, runtime.homes, files.plan.layer_ids.tolist())
+        runtime.shuffle = shuffle_tokens(model, workers, runtime.homes, files.plan)
     _attach(model, runtime, modules)
     return cast("PreTrainedModel", model)
 

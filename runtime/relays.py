@@ -17,6 +17,7 @@ from specmoe.kernels.assign.assignment import Assignment
 from specmoe.kernels.routing_tables import RoutingTables
 from specmoe.placement.plan import PlacementPlan
 from specmoe.runtime.exchange import ReceivedRows
+from specmoe.runtime.process_nodes import nodes_with_slow_links
 from specmoe.runtime.workers import Workers
 
 # Tokens of all processes together from which on a pass goes by relays: measured, prefills gained and decode steps lost.
@@ -40,11 +41,8 @@ class Relays:
     @classmethod
     def of_plan(cls, plan: PlacementPlan, workers: Workers) -> "Relays | None":
         """None where rows go straight: links between nodes are no slower, or a process has ranks of two nodes."""
-        nodes = plan.topology.node_of_rank.tolist()
-        per_process = workers.ranks_per_process
-        node_of_process = [nodes[first] for first in range(0, len(nodes), per_process)]
-        straddles = any(nodes[rank] != node_of_process[rank // per_process] for rank in range(len(nodes)))
-        if workers.world_size == 1 or straddles or not plan.topology.has_slow_links_between_nodes:
+        node_of_process = nodes_with_slow_links(plan, workers)
+        if node_of_process is None:
             return None
         own_node = node_of_process[workers.process]
         place = node_of_process[: workers.process].count(own_node)
@@ -52,7 +50,7 @@ class Relays:
         for node in range(plan.topology.num_nodes):
             processes = [process for process, other in enumerate(node_of_process) if other == node]
             chosen = workers.process if node == own_node else processes[place % len(processes)]
-            relays.append(chosen * per_process)
+            relays.append(chosen * workers.ranks_per_process)
         return cls(relay_of_node=torch.tensor(relays, dtype=torch.int32, device=workers.device))
 
     def by_node(

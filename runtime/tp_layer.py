@@ -3,13 +3,14 @@
 x = stream + scatter(sum of the processes' attention parts);  stream = gather(x + mlp(norm(x)))
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from specmoe.errors import CheckpointError
+from specmoe.placement.plan import PlacementPlan
 from specmoe.runtime.attention_split import split_attention
+from specmoe.runtime.process_nodes import nodes_with_slow_links
 from specmoe.runtime.shuffle import Shuffle
 from specmoe.runtime.token_homes import TokenHomes
 from specmoe.runtime.workers import Workers
@@ -32,11 +33,10 @@ def split_heads(model: Any, workers: Workers) -> None:
         split_attention(layer.self_attn, model.config.get_text_config(), workers)
 
 
-def shuffle_tokens(model: Any, workers: Workers, homes: TokenHomes, layer_ids: Sequence[int]) -> Shuffle:
-    """Have every decoder layer of a model that `split_heads` split send tokens to their homes; layer_ids: the MoE
-    layers, by row."""
-    shuffle = Shuffle(workers)
-    row_of = {layer_id: row for row, layer_id in enumerate(layer_ids)}
+def shuffle_tokens(model: Any, workers: Workers, homes: TokenHomes, plan: PlacementPlan) -> Shuffle:
+    """Have every decoder layer of a model that `split_heads` split send tokens to their homes."""
+    shuffle = Shuffle(workers, nodes_with_slow_links(plan, workers))
+    row_of = {layer_id: row for row, layer_id in enumerate(plan.layer_ids.tolist())}
     for layer_id, layer in enumerate(model.get_decoder().layers):
         # In place of the class's forward, whose arguments it takes.
         object.__setattr__(layer, "forward", TpForward(layer, row_of.get(layer_id), homes, shuffle))

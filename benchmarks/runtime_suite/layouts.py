@@ -90,6 +90,9 @@ class Planner:
         # Balance alone is shown once: under `tp` it moves as much as linear too.
         if attention == "dp":
             plans["eplb"] = self._plan(flat, attention, method="eplb")
+        if scenario.key == "b":
+            # The same placement, whose rows go by relays and by node: what is gained by knowing the nodes alone.
+            plans["linear, told of the nodes"] = self._plan(told, attention, method="linear")
         plans["specmoe"] = self._plan(flat, attention)
         if scenario.key == "c":
             return plans | {"specmoe, told of the ranks": self._plan(told, attention)}

@@ -2,11 +2,11 @@
 
     rows      = rows between ranks x (packed row out + hidden state back); without relays the remote copies
     numbers   = what processes tell each other of each exchange: before it, or with the rows where these are few
-    shuffle   = tp: 2 (W - 1) T H elements a layer, reduce-scatter and all-gather
+    shuffle   = tp: 2 (W - 1) T H elements a layer, reduce-scatter and all-gather; by node 2 (N - 1) T H of them cross
     frames    = Ethernet, IP and TCP headers of full segments; and for each message one more segment, Gloo's preamble,
                 and a notice from each side that it is ready
 
-W processes (one rank each), T tokens, H hidden size.
+W processes (one rank each) on N nodes, T tokens, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,12 @@ from specmoe.placement.request_router import route_requests
 from specmoe.placement.serving import serve_layer
 from specmoe.runtime.announcement import HEADER_BYTES as NUMBERS_BYTES
 from specmoe.runtime.few_rows import MOST_BYTES
+from specmoe.runtime.node_routes import NodeRoutes
 from specmoe.runtime.packing import row_bytes
+from specmoe.runtime.process_nodes import nodes_with_slow_links
 from specmoe.runtime.relays import FEWEST_TOKENS, Relays
+from specmoe.runtime.shuffle import Shuffle
+from specmoe.runtime.token_seats import slice_sizes
 from specmoe.runtime.workers import Workers
 
 # What Gloo puts before a message, and the smallest frame that carries it: 14 + 20 + 32 bytes of headers.
@@ -74,7 +78,8 @@ class RowsOut:
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """evaluate_copies: remote copies per token as `evaluate` counts them for these requests; internode_copies: to other
-    nodes of the network, whether the plan knows of them or not.
+    nodes of the network, whether the plan knows of them or not. Of wire_bytes, which all processes send, node_bytes
+    cross from node to node; rows_bytes are rows between ranks alone.
 
     rows: int64 [R, R], from rank to rank over all passes and layers, those that stay on the diagonal.
     """
@@ -83,11 +88,8 @@ class Prediction:
     internode_copies: float
     rows: NDArray[np.int64]
     rows_bytes: int
-    other_bytes: int
-
-    @property
-    def wire_bytes(self) -> int:
-        return self.rows_bytes + self.other_bytes
+    wire_bytes: int
+    node_bytes: int
 
 
 def predict(plan: PlacementPlan, workload: Workload, wire: Wire, node_of_rank: NDArray[np.int32]) -> Prediction:
@@ -100,19 +102,22 @@ def predict(plan: PlacementPlan, workload: Workload, wire: Wire, node_of_rank: N
     ]
     exchanges = exchanges_of(plan, workload)
     rows = np.sum([exchange.rows for exchange in exchanges], axis=0)
-    remote = int(rows.sum() - np.trace(rows))
-    rows_bytes = remote * wire.copy_bytes
-    shuffled = shuffle_bytes(plan, workload, wire)
-    pairs = plan.ep_size * (plan.ep_size - 1)
-    plain = rows_bytes + shuffled + pairs * (len(exchanges) * NUMBERS_BYTES + num_batches(plan, workload) * BATCH_BYTES)
-    messages = pairs * sum(exchange.num_messages(wire) for exchange in exchanges)
-    messages += pairs * num_batches(plan, workload) * (2 * workload.num_layers + 1)
+    told_bytes = len(exchanges) * NUMBERS_BYTES + num_batches(plan, workload) * BATCH_BYTES
+    payload = rows * wire.copy_bytes + shuffled_rows(plan, workload, wire) * wire.state_bytes + told_bytes
+    messages = sum(exchange.num_messages(wire) for exchange in exchanges)
+    messages += num_batches(plan, workload) + num_shuffles(plan, workload, wire)
+    is_remote = ~np.eye(plan.ep_size, dtype=np.bool_)
+    remote, between = (
+        int(payload[ways].sum()) + frame_bytes(int(payload[ways].sum()), int(ways.sum()) * messages, wire.mtu)
+        for ways in (is_remote, node_of_rank[:, None] != node_of_rank)
+    )
     return Prediction(
         evaluate_copies=float(np.mean([layer.remote_copies for layer in traffic])) / sample.num_tokens,
         internode_copies=float(np.mean([layer.internode_copies for layer in traffic])) / sample.num_tokens,
         rows=rows,
-        rows_bytes=rows_bytes,
-        other_bytes=plain - rows_bytes + frame_bytes(plain, messages, wire.mtu),
+        rows_bytes=int(rows[is_remote].sum()) * wire.copy_bytes,
+        wire_bytes=remote,
+        node_bytes=between,
     )
 
 
@@ -142,8 +147,7 @@ def exchanges_of(plan: PlacementPlan, workload: Workload) -> list[RowsOut]:
 
 def _relays_in(plan: PlacementPlan, workload: Workload, columns: slice) -> NDArray[np.int32] | None:
     """The relays by which the pass of these columns goes, as `relays_of`."""
-    num_tokens = workload.num_requests * (columns.stop - columns.start)
-    return relays_of(plan) if num_tokens >= FEWEST_TOKENS else None
+    return relays_of(plan) if _num_tokens(workload, columns) >= FEWEST_TOKENS else None
 
 
 def relays_of(plan: PlacementPlan) -> NDArray[np.int32] | None:
@@ -187,16 +191,52 @@ def _request_ranks(plan: PlacementPlan, workload: Workload) -> NDArray[np.int64]
     return np.asarray(route_requests(plan, workload.tokens[:, : workload.prompt_tokens].tolist()))
 
 
-def shuffle_bytes(plan: PlacementPlan, workload: Workload, wire: Wire) -> int:
-    """What `tp` attention moves beside the rows."""
+def shuffled_rows(plan: PlacementPlan, workload: Workload, wire: Wire) -> NDArray[np.int64]:
+    """int64 [R, R]: what `tp` attention moves from process to process beside the rows, over all passes and layers."""
+    total = np.zeros((plan.ep_size, plan.ep_size), dtype=np.int64)
+    if _is_dp(plan):
+        return total
+    for columns in workload.passes():
+        nodes = _nodes_of_shuffle(plan, _num_tokens(workload, columns) * wire.state_bytes)
+        sizes = slice_sizes(_num_tokens(workload, columns), plan.ep_size)
+        scattered = np.broadcast_to(sizes, total.shape) if nodes is None else _scattered_by_node(sizes, nodes)
+        # What is gathered goes the same ways back.
+        total += (scattered + scattered.T) * workload.num_layers
+    return total
+
+
+def _scattered_by_node(sizes: list[int], nodes: list[int]) -> NDArray[np.int64]:
+    """int64 [R, R]: the rows of one reduce-scatter from process to process."""
+    routes, total = NodeRoutes(sizes, nodes), np.zeros((len(sizes), len(sizes)), dtype=np.int64)
+    for process in range(len(sizes)):
+        for other in range(len(sizes)):
+            is_near = nodes[process] == nodes[other]
+            near, far = sizes[other] + len(routes.relayed(other)), len(routes.crossing(other, process))
+            total[process, other] = near if is_near else far
+    return total
+
+
+def _nodes_of_shuffle(plan: PlacementPlan, num_bytes: int) -> list[int] | None:
+    """The node of each process where a batch of so many bytes is shuffled by node."""
+    workers = Workers(ep_size=plan.ep_size, process=0, world_size=plan.ep_size, device=torch.device("cpu"))
+    nodes = nodes_with_slow_links(plan, workers)
+    return nodes if Shuffle(workers, nodes).is_by_node(num_bytes) else None
+
+
+def num_shuffles(plan: PlacementPlan, workload: Workload, wire: Wire) -> int:
+    """Messages from one process to another: two a layer and pass under `tp`, or four where it is shuffled by node."""
     if _is_dp(plan):
         return 0
-    num_tokens = workload.num_requests * (workload.tokens.shape[1] - 1)
-    return 2 * (plan.ep_size - 1) * num_tokens * wire.state_bytes * workload.num_layers
+    sizes = [_num_tokens(workload, columns) * wire.state_bytes for columns in workload.passes()]
+    return sum(2 if _nodes_of_shuffle(plan, size) is None else 4 for size in sizes) * workload.num_layers
+
+
+def _num_tokens(workload: Workload, columns: slice) -> int:
+    return workload.num_requests * (columns.stop - columns.start)
 
 
 def num_batches(plan: PlacementPlan, workload: Workload) -> int:
-    """Passes in which processes tell each other which batch they run, and shuffle its tokens: under `tp`."""
+    """Passes in which processes tell each other which batch they run: under `tp`."""
     return 0 if _is_dp(plan) else workload.new_tokens
 
 

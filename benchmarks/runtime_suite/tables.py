@@ -44,17 +44,20 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
 
 def gains_table(results: Sequence[Result]) -> list[str]:
     """The largest gain of each setting on slow links, and what it was found on."""
-    rows = [
-        (
-            f"{MODELS[item['model']]}, ({item['scenario']}), {item['attention']}",
-            item["placement"],
-            item["speed"],
-            f"{item['gain']:.2f}",
-            f"{item['aim']:.1f}",
-        )
-        for item in best_gains(results)
-    ]
-    return _markdown(("model, network, attention", "placement", "links, Mbit/s", "throughput over linear", "aim"), rows)
+    gains = list(best_gains(results))
+    columns: dict[str, list[str]] = {
+        "model, network, attention": [
+            f"{MODELS[item['model']]}, ({item['scenario']}), {item['attention']}" for item in gains
+        ],
+        "placement": [item["placement"] for item in gains],
+        "links, Mbit/s": [item["speed"] for item in gains],
+        "throughput over linear": [f"{item['gain']:.2f}" for item in gains],
+        "over linear that is told of the nodes": [_number(item["gain_over_linear_told"], ".2f") for item in gains],
+        "aim": [f"{item['aim']:.1f}" for item in gains],
+    }
+    # Records of before that placement was measured have nothing to show there.
+    shown = {name: column for name, column in columns.items() if any(column)}
+    return _markdown(tuple(shown), list(zip(*shown.values(), strict=True)))
 
 
 def _table(group: Sequence[Result], results: Sequence[Result]) -> list[str]:

@@ -127,14 +127,32 @@ def test_bytes_are_those_of_rows_counts_and_frames(workload: Any, plan: Any, sui
     plain = found.rows_bytes + told
     messages = NEW * 4 * 3 * LAYERS * 2
     assert found.wire_bytes == plain + suite.prediction.frame_bytes(plain, messages, 9000)
+    # Between the nodes of two: eight of the twelve ways from process to process.
+    plain = (rows[:2, 2:].sum() + rows[2:, :2].sum()) * wire.copy_bytes + told * 8 // 12
+    assert found.node_bytes == plain + suite.prediction.frame_bytes(plain, messages * 8 // 12, 9000)
 
 
-def test_split_heads_move_what_the_all_reduce_moved(workload: Any, plan: Any, suite: SimpleNamespace) -> None:
+def test_split_heads_move_what_the_all_reduce_moved_and_by_node_a_token_crosses_twice(
+    workload: Any, plan: Any, suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wire = suite.prediction.Wire(hidden_size=64, top_k=TOP_K, dtype=torch.bfloat16, mtu=9000)
+    monkeypatch.setattr("specmoe.runtime.shuffle.FEWEST_BYTES", 1)
     split = replace(plan, attention="tp", token_affinity=None)
-    assert suite.prediction.shuffle_bytes(plan, workload, wire) == 0
-    tokens = REQUESTS * (PROMPT + NEW - 1)
-    assert suite.prediction.shuffle_bytes(split, workload, wire) == 2 * 3 * tokens * 128 * LAYERS
+    slow = replace(split, topology=replace(plan.topology, intra_node_gb_per_s=4.0, inter_node_gb_per_s=1.0))
+    flat, by_node = (suite.prediction.shuffled_rows(each, workload, wire) for each in (split, slow))
+    tokens = REQUESTS * (PROMPT + NEW - 1) * LAYERS
+    assert not suite.prediction.shuffled_rows(plan, workload, wire).any()
+    for rows in (flat, by_node):
+        assert rows.sum() - np.trace(rows) == 2 * 3 * tokens
+    assert flat[:2, 2:].sum() + flat[2:, :2].sum() == 4 * tokens
+    assert by_node[:2, 2:].sum() + by_node[2:, :2].sum() == 2 * tokens
+    assert suite.prediction.num_shuffles(slow, workload, wire) == 2 * suite.prediction.num_shuffles(
+        split, workload, wire
+    )
+    # The prompts alone have so many bytes.
+    monkeypatch.setattr("specmoe.runtime.shuffle.FEWEST_BYTES", REQUESTS * PROMPT * 128)
+    prompts = suite.prediction.shuffled_rows(slow, workload, wire)
+    assert by_node[:2, 2:].sum() < prompts[:2, 2:].sum() < flat[:2, 2:].sum()
 
 
 def test_a_replayed_router_answers_with_what_was_recorded(workload: Any, suite: SimpleNamespace) -> None:
@@ -178,8 +196,20 @@ def test_gains_are_over_linear_on_the_same_links(suite: SimpleNamespace) -> None
     assert suite.verdict.link_share(results[2], results) == pytest.approx(0.8)
     (best,) = suite.verdict.best_gains(results)
     assert (best["placement"], best["speed"], best["gain"], best["reached"]) == ("specmoe", "10", 2.0, True)
+    assert best["gain_over_linear_told"] is None
     table = suite.tables.to_markdown(results)
+    assert "told of the nodes" not in table
     assert "| 10 | specmoe | 2.000 | 2.000 |  | 0.0 | +0.0% |  | 1.25 | 0.100 | 10 | 5 | 64% | 2.00 |" in table
+
+
+def test_what_knowing_the_nodes_alone_gains_is_not_credited_to_the_placement(suite: SimpleNamespace) -> None:
+    told = "specmoe, told of the nodes"
+    results = [
+        result("linear", "10", 5.0), result("linear, told of the nodes", "10", 4.0), result(told, "10", 2.5),
+    ]  # fmt: skip
+    (best,) = suite.verdict.best_gains(results)
+    assert (best["placement"], best["gain"], best["gain_over_linear_told"]) == (told, 2.0, 1.6)
+    assert "| specmoe, told of the nodes | 10 | 2.00 | 1.60 | 1.5 |" in suite.tables.to_markdown(results)
 
 
 def test_of_several_runs_the_last_that_measured_a_model_is_published(
@@ -198,7 +228,8 @@ def test_of_several_runs_the_last_that_measured_a_model_is_published(
 
 
 BROKEN = {
-    "more bytes than predicted": ({"wire_bytes_of_rank": [270] * 4}, "bytes"),
+    "more bytes than predicted": ({"wire_bytes_of_rank": [270] * 4}, "bytes on the wire"),
+    "more bytes between nodes": ({"node_wire_bytes": 600, "predicted_node_bytes": 500}, "bytes between nodes"),
     "another token": ({"equal_tokens": 8}, "tokens"),
     "other logits": ({"logit_error": 1e-3}, "logits"),
 }

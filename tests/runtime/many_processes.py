@@ -98,6 +98,8 @@ def run(name: str, process: int, world_size: int, check: Callable[..., Any], set
 
 # Between what all processes' prompts have together and what their decode steps have: both ways are tried.
 RELAYED_TOKENS = 16
+# Of one hidden state of a tiny model.
+STATE_BYTES = 32 * 4
 
 
 def check_models(name: str, process: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,9 +119,11 @@ def check_told_before(_name: str, process: int, settings: dict[str, Any]) -> lis
 
 
 def relaying(model: Any) -> Any:
-    """The model, which goes by relays in passes of few tokens already."""
+    """The model, which goes by relays and by node in passes of few tokens already."""
     if model.specmoe.relays is not None:
         model.specmoe.relays.fewest_tokens = RELAYED_TOKENS
+    if model.specmoe.shuffle is not None:
+        model.specmoe.shuffle.fewest_bytes = RELAYED_TOKENS * STATE_BYTES
     return model
 
 
@@ -264,6 +268,7 @@ def compare_tp(finding: dict[str, Any], model: Any, source: str) -> Any:
         expected = original(tokens).logits
         finding["error"] = float((model(tokens).logits - expected).abs().max() / expected.abs().max())
         finding["relayed"] = is_relayed(model)
+    finding["shuffled_by_node"] = model.specmoe.shuffle.is_by_node(tokens.numel() * STATE_BYTES)
     finding["tokens"] = [layer.tokens for layer in model.specmoe.counters()]
     finding["sent_bytes"] = model.specmoe.shuffle.sent_bytes
     for batch in (tokens, tokens[:1]):

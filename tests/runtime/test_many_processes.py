@@ -170,6 +170,12 @@ def test_shuffling_sends_what_the_all_reduce_sent_that_it_replaces(findings, run
     assert sum(item["sent_bytes"] for item in found) == num_layers * all_reduce
 
 
+@pytest.mark.parametrize(("run", "world_size", "family"), SPLIT)
+def test_tokens_are_shuffled_by_node_where_the_plan_knows_of_slow_links(findings, run, world_size, family):
+    found = [next(item for item in findings[run][p] if item.get("family") == family) for p in range(world_size)]
+    assert all(item["shuffled_by_node"] == (run == "tprelays4") for item in found)
+
+
 UNSPLITTABLE = {
     "a norm across all heads": ("tp2", "olmoe", "normalises across all heads"),
     "too few key-value heads": ("tp4", "mixtral", "2 key-value heads cannot be split over 4 processes"),
