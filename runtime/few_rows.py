@@ -22,10 +22,10 @@ MOST_BYTES = 1 << 18
 
 
 def can_send_few_rows(workers: Workers) -> bool:
-    """Whether messages may be shorter than the place that waits for them."""
+    """Whether messages may be shorter than the place that waits for them; not before there is a process group."""
     if workers.world_size == 1 or workers.device.type != "cpu" or sys.platform != "linux":
         return False
-    return "cpu:gloo" in dist.get_backend_config()
+    return dist.is_initialized() and "cpu:gloo" in dist.get_backend_config()
 
 
 class FewRows:

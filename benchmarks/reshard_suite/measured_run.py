@@ -36,8 +36,8 @@ def measured_run(command: Sequence[str]) -> Run:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {process.returncode}")
     return Run(
-        seconds=round(seconds, 2),
-        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        seconds=seconds,
+        cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         peak_mib=round(peak / 1024, 1),
         read_gb=round((after.ru_inblock - before.ru_inblock) * _BLOCK_BYTES / 1e9, 2),
     )
