@@ -21,7 +21,7 @@ ANNEALING_ROUNDS = 20
 _HOT, _COLD = 2e-2, 1e-4
 # How often every pair of slots meets in a round while there are few slots: a move is priced rank by rank, so that more
 # ranks allow for fewer.
-_MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 16, 8, 64
+_MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 24, 8, 96
 # Past so many ranks they become fewer again.
 _MANY_RANKS = 16
 # When copies settle, so many times more items stand for all.
