@@ -88,6 +88,7 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"there is not enough memory ({error or 'nothing is left'}); take a smaller input or a larger machine", 1)
     except OSError as error:
+        _give_up_stdout()
         what = "the result cannot be printed" if error.filename is None else f"{error.filename} cannot be used"
         _fail(f"{what}: {error.strerror or error}; give another place", 1)
     if "TORCHELASTIC_RUN_ID" in os.environ and "torch.distributed" in sys.modules:
@@ -103,6 +104,12 @@ def _leave_at_once() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _give_up_stdout() -> None:
+    """What could not be printed is not tried again at the interpreter's end, whose failure would be the exit code."""
+    if sys.stdout is sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> None:
