@@ -108,8 +108,9 @@ def _leave_at_once() -> None:
 
 def _give_up_stdout() -> None:
     """What could not be printed is not tried again at the interpreter's end, whose failure would be the exit code."""
-    if sys.stdout is sys.__stdout__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    own = sys.__stdout__
+    if own is not None and own is sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), own.fileno())
 
 
 def _fail(message: str, exit_code: int) -> None:
