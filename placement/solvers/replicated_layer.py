@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
+from specmoe.placement.solvers.cover_words import fits_words
 from specmoe.placement.solvers.effort import annealed_items, annealing_share
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
@@ -21,7 +22,11 @@ ANNEALING_ROUNDS = 20
 _HOT, _COLD = 2e-2, 1e-4
 # How often every pair of slots meets in a round while there are few slots: a move is priced rank by rank, so that more
 # ranks allow for fewer.
-_MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 24, 8, 96
+_MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 16, 8, 64
+# Where all ranks are counted within one number, a move takes so little that half as many again are afforded.
+_MORE_WITHIN_A_NUMBER = 1.5
+# With several nodes a move takes ten times as long: a quarter was as good on gpt-oss-20b, in 25 seconds for 84.
+_LESS_WITH_NODES = 0.25
 # Past so many ranks they become fewer again.
 _MANY_RANKS = 16
 # When copies settle, so many times more items stand for all.
@@ -142,8 +147,15 @@ def _proposals_per_round(problem: LayerProblem) -> int:
     ep_size = problem.machine.ep_size
     wanted = min(max(_MEETINGS_TIMES_RANKS // ep_size, _FEWEST_MEETINGS), _MEETINGS)
     wanted = wanted * _MANY_RANKS // max(ep_size, _MANY_RANKS)
-    meetings = round(wanted * annealing_share(slots))
+    meetings = round(_affordable(problem) * wanted * annealing_share(slots))
     return min(max(slots**2, 500), 1500) * max(1, meetings)
+
+
+def _affordable(problem: LayerProblem) -> float:
+    """What the usual number of proposals is multiplied by, as quick as they are priced on this machine."""
+    if fits_words(problem.sets.sets.shape[1], problem.machine.node):
+        return _MORE_WITHIN_A_NUMBER
+    return _LESS_WITH_NODES if problem.machine.node.max() > problem.machine.node.min() else 1.0
 
 
 def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
