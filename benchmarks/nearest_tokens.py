@@ -24,7 +24,7 @@ from specmoe.placement.homes import homes_of, request_starts
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solve import solve
-from specmoe.placement.solvers.chosen_rows import profile_of_rows, rows_of
+from specmoe.placement.solvers.chosen_rows import profile_of_rows
 from specmoe.placement.token_embeddings import TokenEmbeddings
 from specmoe.profiler.routing_profile import RoutingProfile
 
@@ -46,7 +46,7 @@ def measured_on(plan: PlacementPlan, trace: RoutingProfile, times_seen: np.ndarr
     found: dict[str, Any] = {}
     for name, chosen in (("all", of_token >= 0), ("unseen", of_token == 0), ("seen_once", of_token == 1)):
         rows = np.flatnonzero(chosen)
-        metrics = mean_metrics(measure_plan(plan, rows_of(sample, rows), homes[:, rows]))
+        metrics = mean_metrics(measure_plan(plan, sample.rows(rows), homes[:, rows]))
         found[name] = {
             "share_of_tokens": len(rows) / sample.num_tokens,
             "remote_copies_per_token": metrics.remote_copies_per_token,

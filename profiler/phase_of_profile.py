@@ -1,11 +1,10 @@
 """Take one phase out of a profile: what a prefill instance, or a decode instance, would route."""
 
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from specmoe.errors import ArtifactError, UsageError
 from specmoe.profiler.phase_counts import DECODE, PHASES, PREFILL, Phase
-from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+from specmoe.profiler.routing_profile import RoutingProfile
 from specmoe.profiler.token_count_table import subtract_token_counts
 
 
@@ -28,7 +27,7 @@ def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
         profile,
         domains=None,
         decode=None,
-        sample=_tokens_of(sample, {"prefill": PREFILL}.get(phase, DECODE)),
+        sample=sample.rows(sample.phases == {"prefill": PREFILL}.get(phase, DECODE)),
         source=f"{profile.source}, {phase} alone" if profile.source else f"{phase} alone",
     )
     if phase == "decode":
@@ -53,10 +52,3 @@ def profile_of_phase(profile: RoutingProfile, phase: Phase) -> RoutingProfile:
         token_counts=subtract_token_counts(profile.token_counts, decode.token_counts),
         domains=None if whole is None or generated is None else whole.without(generated),
     )
-
-
-def _tokens_of(sample: RoutingSample, phase: int) -> RoutingSample:
-    chosen = sample.phases == phase
-    arrays = {field.name: getattr(sample, field.name) for field in fields(sample)}
-    taken: dict[str, Any] = {name: None if array is None else array[chosen] for name, array in arrays.items()}
-    return replace(sample, **taken)

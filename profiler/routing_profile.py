@@ -41,6 +41,17 @@ class RoutingSample:
     def num_tokens(self) -> int:
         return int(self.expert_ids.shape[0])
 
+    def rows(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "RoutingSample":
+        """These tokens' rows: int64 [n], in that order and as often as they are named, or bool [S]."""
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if array is None else array[chosen] for name, array in arrays.items()}
+        return RoutingSample(**taken)
+
+    def expert_counts(self, num_logical_experts: int) -> NDArray[np.int64]:
+        """int64 [L, E]: how many tokens use each expert."""
+        layers = self.expert_ids.swapaxes(0, 1)
+        return np.stack([np.bincount(ids.ravel(), minlength=num_logical_experts) for ids in layers]).astype(np.int64)
+
     def check(self, num_layers: int, num_logical_experts: int, top_k: int) -> None:
         """Raise `ArtifactError` unless every array fits the others and the model's sizes."""
         shape = (-1, num_layers, top_k)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specmoe.placement.baselines.build import RankExperts, build_plan
 from specmoe.placement.baselines.eplb import eplb_ranks
@@ -11,7 +10,7 @@ from specmoe.placement.baselines.linear import linear_ranks
 from specmoe.placement.baselines.round_robin import round_robin_ranks
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
-from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
+from specmoe.profiler.routing_profile import RoutingProfile
 
 
 def baselines_for(plans: Sequence[PlacementPlan], profile: RoutingProfile) -> Iterator[tuple[str, PlacementPlan]]:
@@ -37,19 +36,13 @@ def sample_counts(profile: RoutingProfile) -> RoutingProfile:
     sample = profile.require_sample("comparing with baselines")
     return RoutingProfile(
         layer_ids=profile.layer_ids,
-        expert_counts=_count_experts(sample, profile.num_logical_experts),
+        expert_counts=sample.expert_counts(profile.num_logical_experts),
         num_logical_experts=profile.num_logical_experts,
         top_k=profile.top_k,
         num_tokens=sample.num_tokens,
         model_fingerprint=profile.model_fingerprint,
         source=profile.source,
     )
-
-
-def _count_experts(sample: RoutingSample, num_logical_experts: int) -> NDArray[np.int64]:
-    layers = range(sample.expert_ids.shape[1])
-    counts = [np.bincount(sample.expert_ids[:, layer].ravel(), minlength=num_logical_experts) for layer in layers]
-    return np.stack(counts).astype(np.int64)
 
 
 def _of_one_plan(plan: PlacementPlan, counts: RoutingProfile) -> Iterable[tuple[str, PlacementPlan]]:

@@ -1,7 +1,6 @@
 """Two halves of a profile's requests, so that a plan can be solved from one and judged on the other."""
 
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +32,12 @@ def split_in_halves(profile: RoutingProfile, seed: int) -> tuple[RoutingProfile,
 
 def _part(profile: RoutingProfile, sample: RoutingSample, chosen: NDArray[np.bool_]) -> RoutingProfile:
     """The profile of the tokens `chosen`, bool [S], with the counts that follow from them alone."""
-    arrays: dict[str, Any] = {field.name: getattr(sample, field.name) for field in fields(sample)}
-    part = RoutingSample(**{name: array[chosen] for name, array in arrays.items() if array is not None})
-    counts = [
-        np.bincount(part.expert_ids[:, layer].ravel(), minlength=profile.num_logical_experts)
-        for layer in range(profile.num_layers)
-    ]
+    part = sample.rows(chosen)
     return replace(
         profile,
         sample=part,
         num_tokens=part.num_tokens,
-        expert_counts=np.stack(counts).astype(np.int64),
+        expert_counts=part.expert_counts(profile.num_logical_experts),
         coactivation_counts=None,
         transition_counts=None,
         token_counts=None,

@@ -1,9 +1,7 @@
 """A trace's domains: how far each one's routing is from that of the whole trace."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from specmoe.artifact import Array
 from specmoe.placement.domain_metrics import domain_rows
 from specmoe.placement.drift.distance import share_distance
 from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
@@ -19,13 +17,6 @@ def distances_of_domains(profile: RoutingProfile) -> tuple[float, ...]:
     over layers, in the order of `domain_rows`.
     """
     sample = profile.require_sample("figures by domain")
-    counts = [_counts(sample.expert_ids[domain.rows], profile.num_logical_experts) for domain in domain_rows(profile)]
+    counts = [sample.rows(domain.rows).expert_counts(profile.num_logical_experts) for domain in domain_rows(profile)]
     whole = np.sum(counts, axis=0)
     return tuple(float(share_distance(whole, own).mean()) for own in counts)
-
-
-def _counts(expert_ids: Array, num_experts: int) -> NDArray[np.int64]:
-    """int64 [L, E]: how often each expert is among `expert_ids` [T, L, K]."""
-    return np.stack(
-        [np.bincount(expert_ids[:, layer].ravel(), minlength=num_experts) for layer in range(expert_ids.shape[1])]
-    )

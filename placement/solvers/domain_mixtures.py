@@ -12,7 +12,7 @@ from specmoe.placement.homes import homes_of, request_starts
 from specmoe.placement.metrics import mean_metrics, measure_plan
 from specmoe.placement.objective import objective_of
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.solvers.chosen_rows import profile_of_rows, rows_of
+from specmoe.placement.solvers.chosen_rows import profile_of_rows
 from specmoe.profiler.routing_profile import RoutingProfile
 
 # A domain of fewer requests cannot be judged: half of them must stand for the other half.
@@ -79,6 +79,6 @@ def domain_losses(*, plan: PlacementPlan, profile: RoutingProfile, domains: NDAr
     losses = []
     for domain in domains:
         rows = np.flatnonzero(sample.domain_ids == domain)
-        metrics = mean_metrics(measure_plan(plan, rows_of(sample, rows), homes[:, rows]))
+        metrics = mean_metrics(measure_plan(plan, sample.rows(rows), homes[:, rows]))
         losses.append(objective_of(metrics, plan.topology))
     return np.array(losses)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
-from specmoe.placement.solvers.chosen_rows import pairs_of_experts
 from specmoe.placement.solvers.domain_mixtures import domain_losses, halves_by_domain, judged_domains, mixture
 from specmoe.placement.solvers.feasibility import heaviest_of_layer
 from specmoe.placement.solvers.finish_plan import finish_plan
@@ -62,7 +61,7 @@ class _Search:
 
     def plan_for(self, profile: RoutingProfile, weight: NDArray[np.float64]) -> PlacementPlan:
         """The plan for a mixture of the profile's domains, float64 [D], finished on the profile."""
-        loads = pairs_of_experts(profile.require_sample("mixing domains"), profile.num_logical_experts)
+        loads = profile.require_sample("mixing domains").expert_counts(profile.num_logical_experts)
         mixed = mixture(profile, self.domains, weight, self.options.seed)
         options = replace(self.options, expert_loads=loads.astype(np.float64))
         return finish_plan(self.method(mixed, self.topology, options), profile, self.topology, self.options)
