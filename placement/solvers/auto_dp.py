@@ -118,7 +118,7 @@ class DpSearch:
                     found.append(start)
                     break
                 found.append(problem.search(homes, start, patience=_PATIENCE, seed=seed))
-            return min(found, key=lambda place: problem.priced_cost(place, homes))
+            return min(found, key=lambda place: (not problem.cap.is_kept(place), problem.priced_cost(place, homes)))
 
         return self.each_layer(work)
 

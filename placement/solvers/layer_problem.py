@@ -14,6 +14,10 @@ from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap, swap
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
+# A pair above the cap may save thousands of copies, and a ceiling is seldom a whole number of pairs: where the dearest
+# price left a part of a pair above it, this one tells whether the cap can be kept.
+_PRICE_OF_A_BREACH = 1e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -128,21 +132,27 @@ class LayerProblem:
         if groups >= self.machine.ep_size > 1:
             start = swap_groups(start, groups, lambda place: self.priced_cost(place, homes_of_set))
         price, placed = homes_of_set @ self.machine.link, start
-        for overload_price in OVERLOAD_PRICES:
-            placed, _ = swap_search(
+
+        def searched(place: NDArray[np.int32], overload_price: float) -> NDArray[np.int32]:
+            found, _ = swap_search(
                 self.sets.sets,
                 price,
                 self.cap,
-                placed,
+                place,
                 kind=kind.astype(np.int32),
                 overload_price=overload_price,
                 steps=steps,
                 patience=patience,
                 seed=seed,
             )
+            return found
+
+        for overload_price in OVERLOAD_PRICES:
+            placed = searched(placed, overload_price)
             if self.cap.is_kept(placed):
-                break
-        return placed
+                return placed
+        within = searched(placed, _PRICE_OF_A_BREACH)
+        return within if self.cap.is_kept(within) else placed
 
     def priced_cost(self, rank_of_place: NDArray[np.int32], homes_of_set: NDArray[np.float64]) -> float:
         """Copies over all tokens, with the dearest price for what is above the load cap."""

@@ -150,7 +150,7 @@ def _best_start(
         if found and (options.is_over or _is_settled([cost for _, _, cost in found])):
             break
         found.append(_one_start(search, (seed, start)))
-    place, search.price, cost = min(found, key=lambda run: run[2])
+    place, search.price, cost = min(found, key=lambda run: (not search.problem.cap.is_kept(run[0]), run[2]))
     rank_of_expert = place[: search.problem.num_logical_experts]
     heaviest = expected_heaviest(redrawn, rank_of_expert, search.problem.machine.speed)
     return Trial(found=(search, place), copies=cost, heaviest=heaviest)

@@ -5,15 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
+from specmoe.placement.options import SolveOptions
 from specmoe.placement.serving import serve
 from specmoe.placement.solvers.copies import Items, Network, add_copy, copies_from, costs_by_home, drop_copy, serve_set
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.expert_sets import expert_sets, rows_by_expert
 from specmoe.placement.solvers.home_prices import priced_shares
+from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.swap_search import LoadCap, swap_search
 from specmoe.placement.solvers.token_rows import TokenRows
-from specmoe.profiler.routing_profile import RoutingSample
+from specmoe.placement.topology import Topology
+from specmoe.profiler.routing_profile import RoutingProfile, RoutingSample
 
 
 def random_sets(rng, tokens, experts, top_k):
@@ -49,6 +52,25 @@ def test_swaps_find_the_best_placement_that_enumeration_finds(seed):
     assert cap.is_kept(found)
     assert cost(found) == pytest.approx(min(map(cost, legal)))
     assert reported == pytest.approx(cost(found))
+
+
+def test_a_part_of_a_pair_above_the_cap_is_not_worth_any_number_of_copies():
+    # Experts that work together on a rank of their own cost half as much, but put 2,002 pairs where 2,001.6 may be.
+    ids = np.array([[0, 1], [2, 3]] * 1000 + [[0, 1]], dtype=np.uint8)
+    profile = RoutingProfile(
+        layer_ids=np.zeros(1, dtype=np.int32),
+        expert_counts=np.array([[1001, 1001, 1000, 1000]]),
+        num_logical_experts=4,
+        top_k=2,
+        num_tokens=2001,
+        sample=RoutingSample(expert_ids=ids[:, None]),
+    )
+    machine = Machine.of(Topology.single_node(2), SolveOptions(max_imbalance=1.0003), 4, 1.0003)
+    problem = LayerProblem.of(profile, 0, machine)
+    homes_of_set = np.array([[500.5, 500.5], [500.0, 500.0]])
+    found = problem.search(homes_of_set, np.array([0, 0, 1, 1], dtype=np.int32))
+    assert problem.cap.is_kept(found)
+    assert (np.bincount(found[:2]) == 1).all()
 
 
 def test_the_cost_of_many_swaps_adds_up_with_empty_places_and_slow_ranks():
