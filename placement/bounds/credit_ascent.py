@@ -5,18 +5,21 @@ With the credits of `credits.py`, and for any prices d(e) >= 0, the copies of al
     sum over e of d(e) + sum over ranks r of min over S of (cost_r(S) - d(S)),
     cost_r(S) = sum over tokens at home on r of cover(s less S) - sum over other tokens of credit(S and s),
 
-as every expert has a copy somewhere. Credits and prices climb by subgradient steps, from those by which the plan looks
-as good as it is: a credit rises for the blocks that tokens would use and falls for the parts that columns hold, a price
-rises for an expert that no column holds. On the way columns are good guesses (`column_descent.py`); the best credits,
-in whole units, are then put to the exact search (`column_search.py`), and that bound counts.
+as every expert has a copy somewhere. Where the load cap can bind, a rank's cost is the larger of this and of what it
+is where serving a pair has a price (`credits.py`): a column by which a rank would earn more than it may serve is
+dearer than it looks, whatever other columns a mixture has.
 
-Without the load cap, and for columns chosen fractionally: a rank may hold half of one column and half of another, which
-is what remains of the gap.
+Credits and prices climb by subgradient steps, from those by which the plan looks as good as it is: a credit rises for
+the blocks that tokens would use and falls for the parts that columns serve, a price rises for an expert that no column
+holds. On the way columns are good guesses (`column_descent.py`); the best credits, in whole units, are then put to the
+exact search (`mask_search.py`), and that bound counts. Columns are chosen fractionally: a rank may hold half of one
+column and half of another, which is most of what remains of the gap.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specmoe.placement.bounds.column_descent import descend_column
 from specmoe.placement.bounds.credits import TokenTypes, cost_masks, first_credits, masks_of, move_credits, price_covers
@@ -28,25 +31,36 @@ _MOST_STEPS, _FEWEST_STEPS = 400, 8
 # How far a step goes, first and last, in the climb's beginning and in what follows from the best so far.
 _BEGINNING, _LATER = (0.3, 0.005), (0.05, 0.003)
 _STEPS_TO_BEGIN = 60
-_MEMORY = 0.6
+_MEMORY = 0.4
 # The step of a price, in tokens per expert, beside that of a credit.
 _PRICE_STEP = 0.7
 # At so many steps columns are also sought from elsewhere.
 _FRESH = 5
-# Credits are whole numbers of this part of a copy when they are proven.
-_FINEST_UNIT = 1 / 1024
+# The price of serving a pair, in copies, beside a price of 0.
+_LOAD_PRICE = 1 / 16
+# Credits are whole numbers of this part of a copy when they are proven; the price of load is one of any such part.
+_FINEST_UNIT, _COARSEST_UNIT = 1 / 1024, 1 / 16
 _LARGEST_COUNT = 2**31
-# The part of the work that goes to the exact search.
+# What pairs add beyond their experts is within so many times what costs differ by.
+_SUMS = 5
+# The part of the work that is set aside for the exact search; hard layers may take all of it once more.
 _PROOF = 0.6
-_WORK_PER_TYPE, _WORK_PER_SET_AND_RANK = 120, 45
+# Operations of a step for each kind of token, beside those for each way to count; to find a rank's column for each set
+# and way; and to count before a search.
+_WORK_PER_TYPE, _WORK_PER_TYPE_AND_WAY, _WORK_PER_SET, _WORK_PER_COUNT = 62, 28, 25, 1200
 
 
 class CreditAscent:
-    """credit: float64 [N, M]; price: float64 [E]; columns: uint8 [R, E], the cheapest found at these."""
+    """credit: float64 [N, M]; price: float64 [E]; columns: uint8 [R, E], the cheapest found at these.
+
+    load_price: float64 [L], what serving a pair costs in each way to count; way: int64 [R], which one counts at a
+    rank's column; cost: float64 [L, R, S, M].
+    """
 
     def __init__(self, case: LayerCase) -> None:
         self.case = case
         self.types = TokenTypes.of(case)
+        self.load_price = load_prices(case)
         self.plan = case.holds.astype(np.uint8)
         self.columns = self.plan.copy()
         self.masks = np.zeros((case.ep_size, len(case.sets)), dtype=np.uint8)
@@ -56,7 +70,8 @@ class CreditAscent:
         self.price = np.zeros(case.num_experts)
         self.cover = np.zeros_like(self.credit)
         self.block_of = np.zeros(self.credit.shape, dtype=np.uint8)
-        self.cost = np.zeros((case.ep_size, len(case.sets), self.credit.shape[1]))
+        self.cost = np.zeros((len(self.load_price), case.ep_size, len(case.sets), self.credit.shape[1]))
+        self.way = np.zeros(case.ep_size, dtype=np.int64)
         self._direction = np.zeros_like(self.credit)
         self._missing = np.zeros(case.num_experts)
         self._best, self._best_credit, self._best_price = -np.inf, self.credit, self.price
@@ -67,7 +82,7 @@ class CreditAscent:
         self._price()
         value = float(self.price.sum())
         for rank in range(self.case.ep_size):
-            value += self._guess_column(rank, fresh=fresh)
+            value += self._guess_column(rank, -self.load_price * self.case.ceiling[rank], fresh=fresh)
         if fresh and value > self._best:
             self._best, self._best_credit, self._best_price = value, self.credit.copy(), self.price
 
@@ -79,27 +94,29 @@ class CreditAscent:
     def _price(self) -> None:
         types = self.types
         price_covers(self.credit, self.cover, self.block_of)
-        cost_masks(types.starts, types.home, types.tokens, self.credit, self.cover, self.cost)
+        cost_masks(types.starts, types.home, types.tokens, self.credit, self.cover, self.load_price, self.cost)
 
-    def _guess_column(self, rank: int, *, fresh: bool) -> float:
-        sets, cost = self.case.sets, self.cost[rank]
-        least = descend_column(sets, cost, self.price, self.columns[rank], self.masks[rank])
+    def _guess_column(self, rank: int, constant: NDArray[np.float64], *, fresh: bool) -> float:
+        """The least that was found for a rank with `constant`, [L], on top."""
+        sets, cost = self.case.sets, self.cost[:, rank]
+        least, self.way[rank] = descend_column(sets, cost, constant, self.price, self.columns[rank], self.masks[rank])
         if not fresh:
             return least
         anywhere = (self._rng.permutation(self.case.num_experts) < self.case.slots[rank]).astype(np.uint8)
         for column in (self.plan[rank].copy(), anywhere):
             masks = np.zeros(len(sets), dtype=np.uint8)
-            value = descend_column(sets, cost, self.price, column, masks)
+            value, way = descend_column(sets, cost, constant, self.price, column, masks)
             if value < least:
-                least, self.columns[rank], self.masks[rank] = value, column, masks
+                least, self.way[rank], self.columns[rank], self.masks[rank] = value, way, column, masks
         return least
 
     def climb(self, step: float) -> None:
         """Move credits and prices one step up."""
-        types = self.types
+        types, load_price = self.types, self.load_price[self.way]
         move_credits(
-            types.set_of_type, types.home, self.masks, self.block_of, self._direction, self.credit, step, _MEMORY
-        )
+            types.set_of_type, types.home, self.masks, load_price, self.block_of, self._direction, self.credit, step,
+            _MEMORY,
+        )  # fmt: skip
         self._missing = _MEMORY * self._missing + (1 - _MEMORY) * (1.0 - self.columns.sum(axis=0))
         step *= _PRICE_STEP * self.case.num_tokens / self.case.num_experts
         self.price = np.maximum(self.price + step * self._missing, 0.0)
@@ -110,37 +127,51 @@ class CreditAscent:
         self.credit = np.floor(self.credit / unit) * unit
         self.price = np.floor(self.price / unit) * unit
         self._price()
-        bound, work = float(self.price.sum() / unit), 0
+        if _SUMS * _widest(self.cost) / unit >= _LARGEST_COUNT:
+            return 0.0
+        bound, work = float(self.price.sum() / unit), self.cost[:, :, :, 0].size * _WORK_PER_COUNT
         for rank in range(case.ep_size):
-            known = round(self._guess_column(rank, fresh=True) / unit)
-            costs = count_masks(case.sets, np.rint(self.cost[rank] / unit).astype(np.int32), case.load)
+            constant = np.floor(-self.load_price * case.ceiling[rank] / unit)
+            known = round(self._guess_column(rank, constant * unit, fresh=True) / unit)
+            costs = count_masks(case.sets, np.rint(self.cost[:, rank] / unit).astype(np.int32), case.load)
             share = 2 * (work_limit - work) // (case.ep_size - rank + 1)
             found = cheapest_column(
-                costs.exact, costs.share, self.price / unit, int(case.slots[rank]), known - costs.constant, share
+                costs, constant + costs.constant, self.price / unit, int(case.slots[rank]), known, share
             )
-            bound += min(found.bound + costs.constant, known)
+            bound += min(found.bound, known)
             work += found.work
         return bound * unit
+
+
+def _widest(cost: NDArray[np.float64]) -> float:
+    """The most that a rank's cost can change, by sums over sets of the largest less the smallest: of [L, R, S, M]."""
+    return float((cost.max(axis=3) - cost.min(axis=3)).sum(axis=2).max())
+
+
+def load_prices(case: LayerCase) -> NDArray[np.float64]:
+    """The prices of load at which columns are counted: 0, and one more where a rank can be too full."""
+    return np.array([0.0, _LOAD_PRICE] if case.ceiling.min() < case.load.sum() else [0.0])
 
 
 def unit_of(case: LayerCase) -> float:
     """The part of a copy that costs are counted in, such that no count of `mask_costs.py` overflows."""
     unit = _FINEST_UNIT
-    # No cost or credit is above 2 K, and a coefficient of four experts adds 16 of them up.
-    while 32 * case.sets.shape[1] * case.num_tokens / unit >= _LARGEST_COUNT:
+    # Masks of a set seldom cost as much as 2 K copies a token more than others.
+    while 2 * case.sets.shape[1] * _SUMS * case.num_tokens / unit >= _LARGEST_COUNT:
         unit *= 2
     return unit
 
 
 def can_credit(case: LayerCase) -> bool:
     """Whether `credit_bound` can say anything: small sets of few experts."""
-    return can_count(case.num_experts, case.sets.shape[1]) and unit_of(case) <= 1 / 16
+    return can_count(case.num_experts, case.sets.shape[1]) and unit_of(case) <= _COARSEST_UNIT
 
 
 def step_work(case: LayerCase) -> int:
     """Roughly the operations of one step."""
-    types = np.count_nonzero(case.homes_of_set)
-    return int(types) * _WORK_PER_TYPE + case.ep_size * len(case.sets) * _WORK_PER_SET_AND_RANK
+    types, ways = np.count_nonzero(case.homes_of_set), len(load_prices(case))
+    per_type = _WORK_PER_TYPE + ways * _WORK_PER_TYPE_AND_WAY
+    return int(types) * per_type + ways * case.ep_size * len(case.sets) * _WORK_PER_SET
 
 
 def credit_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool]) -> float:
@@ -157,4 +188,4 @@ def credit_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool]) 
                 return 0.0
             ascent.climb(first * (last / first) ** (turn / count))
         ascent.go_back()
-    return ascent.prove(int(_PROOF * work_limit))
+    return ascent.prove(work_limit)

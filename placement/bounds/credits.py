@@ -8,6 +8,11 @@ other rank with credit(m) >= 0 for holding the part m of s, the more the larger 
 
 because the ranks that serve the token, each a block within its part of s, pay 1 each and get back the blocks' credits
 at least. So what ties the ranks together is gone: each pays for its own column. Masks as in `mask_costs.py`.
+
+A rank serves no more pairs than its ceiling, its own tokens' at home among them, and it is enough to pay it the
+credits of the blocks that it serves. So with any price x >= 0 for load it earns at most
+
+    x * (ceiling - pairs at home) + sum over others' tokens of max over parts b of S_r and s of (credit(b) - x |b|).
 """
 
 from dataclasses import dataclass
@@ -119,18 +124,49 @@ def cost_masks(
     tokens: NDArray[np.float64],
     credit: NDArray[np.float64],
     cover: NDArray[np.float64],
+    load_price: NDArray[np.float64],
     cost: NDArray[np.float64],
 ) -> None:
-    """Write to cost [R, S, M] what each rank pays for each mask: covers of its own tokens less others' credits."""
-    full = credit.shape[1] - 1
+    """Write to cost [L, R, S, M] what each rank pays for each mask where a pair served costs it load_price [L]: covers
+    and pairs of its own tokens, less what it earns by others.
+    """
+    (L, R, _, M), full = cost.shape, credit.shape[1] - 1
+    size = np.array([bit_count(np.int64(mask)) for mask in range(M)])
+    earns, all_earn = np.zeros(M), np.zeros((L, M))
     for s in range(len(starts) - 1):
-        cost[:, s] = 0.0
+        cost[:, :, s] = 0.0
+        all_earn[:] = 0.0
         for t in range(starts[s], starts[s + 1]):
-            for mask in range(full + 1):
-                earned = tokens[t] * credit[t, mask]
-                for rank in range(len(cost)):
-                    cost[rank, s, mask] -= earned
-                cost[home[t], s, mask] += earned + tokens[t] * cover[t, full ^ mask]
+            for way in range(L):
+                _earn(credit[t], load_price[way], size, earns)
+                own = cost[way, home[t], s]
+                for mask in range(M):
+                    earned = tokens[t] * earns[mask]
+                    all_earn[way, mask] += earned
+                    own[mask] += earned + tokens[t] * (cover[t, full ^ mask] + load_price[way] * size[mask])
+        for way in range(L):
+            for rank in range(R):
+                for mask in range(M):
+                    cost[way, rank, s, mask] -= all_earn[way, mask]
+
+
+@compiled
+def _earn(credit: NDArray[np.float64], load_price: float, size: NDArray[np.int64], earns: NDArray[np.float64]) -> None:
+    """Write what a rank earns by each mask at most, when it may serve any part of it: [M]."""
+    for mask in range(len(earns)):
+        most = credit[mask] - load_price * size[mask]
+        earns[mask] = most if load_price == 0.0 else max(most, _largest_below(earns, mask))
+
+
+@compiled
+def _largest_below(values: NDArray[np.float64], mask: int) -> float:
+    """The largest value, [M], of a part that lacks one expert of `mask`; 0 where there is none."""
+    most, left = 0.0, mask
+    while left:
+        low = left & -left
+        most = max(most, values[mask ^ low])
+        left ^= low
+    return most
 
 
 @compiled
@@ -138,13 +174,15 @@ def move_credits(
     set_of_type: NDArray[np.int32],
     home: NDArray[np.int32],
     masks: NDArray[np.uint8],
+    load_price: NDArray[np.float64],
     block_of: NDArray[np.uint8],
     direction: NDArray[np.float64],
     credit: NDArray[np.float64],
     step: float,
     memory: float,
 ) -> None:
-    """One step up: credits rise for blocks that tokens would use, and fall for parts that columns hold, masks [R, S].
+    """One step up: credits rise for blocks that tokens would use, and fall for those that columns, masks [R, S], serve
+    where a pair costs rank r load_price[r].
 
     direction [N, M]: the mean of the steps so far, of which `memory` is kept.
     """
@@ -159,14 +197,22 @@ def move_credits(
             left &= ~np.int64(block)
         for rank in range(len(masks)):
             if rank != home[t]:
-                direction[t, masks[rank, s]] -= 1.0 - memory
+                direction[t, _served(credit[t], masks[rank, s], load_price[rank])] -= 1.0 - memory
         credit[t, 0] = 0.0
         for mask in range(1, full + 1):
-            value = max(credit[t, mask] + step * direction[t, mask], 0.0)
             # A larger part is worth no less.
-            part = mask
-            while part:
-                low = part & -part
-                value = max(value, credit[t, mask ^ low])
-                part ^= low
-            credit[t, mask] = value
+            credit[t, mask] = max(credit[t, mask] + step * direction[t, mask], _largest_below(credit[t], mask))
+
+
+@compiled
+def _served(credit: NDArray[np.float64], held: int, load_price: float) -> np.int64:
+    """The part of `held` that a rank earns most by, none that is larger than another that earns as much."""
+    best, most, part = np.int64(held), -np.inf, np.int64(held)
+    while True:
+        earned = credit[part] - load_price * bit_count(part)
+        # A part comes after all that it is a part of.
+        if earned >= most:
+            best, most = part, earned
+        if part == 0:
+            return best
+        part = (part - 1) & held

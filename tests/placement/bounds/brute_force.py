@@ -135,9 +135,15 @@ def least_cost_under_the_cap(case: LayerCase, choice: ReplicaChoice) -> float:
     """The least that any placement costs with any dispatch by the replica choice, where loads keep the ceiling."""
     return min(
         cost_of_dispatch(case, holds, dispatch, choice)
-        for holds in replica_placements(tuple(case.slots.tolist()), case.num_experts)
-        for dispatch in _dispatches(holds)
+        for holds, dispatch in dispatches(tuple(case.slots.tolist()), case.num_experts)
     )
+
+
+def dispatches(slots: tuple[int, ...], experts: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int32]]]:
+    """Every way to fill the slots, as `replica_placements`, with every table of which copy a home rank uses."""
+    for holds in replica_placements(slots, experts):
+        for dispatch in _dispatches(holds):
+            yield holds, dispatch
 
 
 def cost_of_dispatch(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specmoe.placement.bounds.credit_ascent import CreditAscent, can_credit, credit_bound
-from specmoe.placement.bounds.credits import TokenTypes, masks_of, price_covers
+from specmoe.placement.bounds.credits import TokenTypes, cost_masks, masks_of, move_credits, price_covers
 from specmoe.placement.bounds.layer_bound import bound_layer
 from specmoe.placement.bounds.mask_costs import count_masks
 from specmoe.placement.bounds.mask_search import cheapest_column
@@ -25,8 +25,16 @@ PLENTY = 10**8
 SLOTS = [((2, 2, 2), 4), ((3, 2), 4), ((2, 2, 2), 5), ((3, 3), 5), ((1, 2, 1, 2), 4)]
 
 
-def case_with_replicas(seed, slots, experts, top_k):
-    return brute_force.random_case(np.random.default_rng(seed), experts=experts, top_k=top_k, slots=slots, tokens=40)
+def case_with_replicas(seed, slots, experts, top_k, *, slack=None):
+    rng = np.random.default_rng(seed)
+    return brute_force.random_case(rng, experts=experts, top_k=top_k, slots=slots, tokens=40, slack=slack)
+
+
+def random_credits(rng, types, top_k):
+    """Of parts of each token's experts, [N, 2 ** K]: more for larger ones, none for none."""
+    worth = rng.random((len(types.home), top_k)) * 1.5
+    has = (np.arange(1 << top_k)[:, None] >> np.arange(top_k)) & 1
+    return np.maximum(worth @ has.T - rng.random(), 0.0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -36,6 +44,26 @@ def test_no_bound_by_credits_lies_above_the_best_cover_of_the_best_placement(see
     best = brute_force.best_cost_with_replicas(case)
     assert credit_bound(case, work, lambda: False) <= best
     assert bound_layer(case, SolveOptions(), work).with_homes <= best
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([0.02, 0.1, 0.3]),
+    st.sampled_from(["static", "cover"]),
+)
+def test_no_bound_by_credits_lies_above_the_best_dispatch_that_keeps_the_cap(seed, top_k, slack, choice):
+    case = case_with_replicas(seed, (2, 2, 2), 4, top_k, slack=slack)
+    assert credit_bound(case, PLENTY, lambda: False) <= brute_force.least_cost_under_the_cap(case, choice)
+
+
+def test_the_cap_makes_the_bound_higher():
+    gains = []
+    for seed in range(6):
+        free, capped = (case_with_replicas(seed, (3, 3, 3), 7, 3, slack=slack) for slack in (None, 0.02))
+        gains.append(credit_bound(capped, PLENTY, lambda: False) / credit_bound(free, PLENTY, lambda: False))
+    assert np.mean(gains) > 1.02
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -52,10 +80,7 @@ def test_for_any_credits_no_token_pays_less_than_the_price_of_its_cover_less_wha
     rng = np.random.default_rng(seed)
     case = case_with_replicas(seed, (2, 2, 2), 5, top_k)
     types = TokenTypes.of(case)
-    worth = rng.random((len(types.home), top_k)) * 1.5
-    masks = np.arange(1 << top_k)
-    has = (masks[:, None] >> np.arange(top_k)) & 1
-    credit = np.maximum(worth @ has.T - rng.random(), 0.0)
+    credit, masks = random_credits(rng, types, top_k), np.arange(1 << top_k)
     cover, block = np.zeros_like(credit), np.zeros(credit.shape, dtype=np.uint8)
     price_covers(credit, cover, block)
     held = np.zeros((case.ep_size, len(case.sets)), dtype=np.uint8)
@@ -71,8 +96,45 @@ def test_for_any_credits_no_token_pays_less_than_the_price_of_its_cover_less_wha
         assert (paid <= least + 1e-9).all()
 
 
-def test_what_is_proven_is_what_all_columns_give_at_the_credits():
-    case = case_with_replicas(5, (2, 3, 2), 5, 3)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from(["static", "cover"]))
+def test_at_any_price_of_load_no_dispatch_that_keeps_the_cap_costs_less_than_its_columns(seed, top_k, choice):
+    rng = np.random.default_rng(seed)
+    case = case_with_replicas(seed, (2, 2, 2), 4, top_k, slack=0.15)
+    types, prices = TokenTypes.of(case), np.array([0.0, rng.random() / 2, rng.random()])
+    credit = random_credits(rng, types, top_k)
+    cover, block = np.zeros_like(credit), np.zeros(credit.shape, dtype=np.uint8)
+    price_covers(credit, cover, block)
+    cost = np.zeros((3, 3, len(case.sets), 1 << top_k))
+    cost_masks(types.starts, types.home, types.tokens, credit, cover, prices, cost)
+    held, ranks = np.zeros(len(case.sets), dtype=np.uint8), range(3)
+    for holds, dispatch in itertools.islice(brute_force.dispatches((2, 2, 2), 4), seed % 23, None, 23):
+        paid = brute_force.cost_of_dispatch(case, holds, dispatch, choice)
+        if np.isinf(paid):
+            continue
+        least = 0.0
+        for rank in ranks:
+            masks_of(case.sets, holds[rank].astype(np.uint8), held)
+            least += (cost[:, rank, np.arange(len(held)), held].sum(axis=1) - prices * case.ceiling[rank]).max()
+        assert least <= paid + 1e-9
+
+
+def test_a_credit_falls_for_the_smallest_part_that_earns_a_column_most():
+    # One token at home on rank 0, its two experts on rank 1, by whom one of them is worth as much as both.
+    credit = np.array([[0.0, 0.5, 0.0, 0.5]])
+    zero, block_of = np.zeros(1, dtype=np.int32), np.zeros((1, 4), dtype=np.uint8)
+    block_of[0, 1:] = [1, 2, 3]
+    masks = np.array([[3], [3]], dtype=np.uint8)
+    for load_price, fallen in ((0.1, 0.4), (0.6, 0.5)):
+        moved = credit.copy()
+        move_credits(zero, zero, masks, np.full(2, load_price), block_of, np.zeros((1, 4)), moved, 0.1, 0.0)
+        # Where a pair costs more than it earns none is served.
+        assert moved[0] == pytest.approx([0.0, fallen, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("slack", [None, 0.05], ids=["free", "capped"])
+def test_what_is_proven_is_what_all_columns_give_at_the_credits(slack):
+    case = case_with_replicas(5, (2, 3, 2), 5, 3, slack=slack)
     ascent = CreditAscent(case)
     for _ in range(10):
         ascent.guess(fresh=False)
@@ -83,39 +145,42 @@ def test_what_is_proven_is_what_all_columns_give_at_the_credits():
         least = np.inf
         for column in itertools.combinations(range(5), slots):
             masks_of(case.sets, np.isin(np.arange(5), column).astype(np.uint8), has)
-            cost = ascent.cost[rank, np.arange(len(has)), has].sum() - ascent.price[list(column)].sum()
-            least = min(least, cost)
+            ways = ascent.cost[:, rank, np.arange(len(has)), has].sum(axis=1) - ascent.load_price * case.ceiling[rank]
+            least = min(least, ways.max() - ascent.price[list(column)].sum())
         total += least
-    assert proven == pytest.approx(total, abs=1e-9)
+    # A rank's ceiling is rounded to whole units.
+    assert total - 1e-2 < proven <= total + 1e-9
 
 
+@pytest.mark.parametrize("ways", [1, 2, 3])
 @pytest.mark.parametrize("falling", [True, False], ids=["falling", "any"])
 @pytest.mark.parametrize(
     ("experts", "top_k", "slots"), [(9, 3, 4), (7, 4, 2), (6, 2, 1), (8, 4, 7), (5, 1, 5), (10, 4, 5)]
 )
-def test_the_cheapest_column_is_the_one_that_enumeration_finds(experts, top_k, slots, falling):
+def test_the_cheapest_column_is_the_one_that_enumeration_finds(experts, top_k, slots, falling, ways):
     rng = np.random.default_rng(experts)
     case = brute_force.random_case(rng, experts=experts, top_k=top_k, slots=(experts,))
-    cost = rng.integers(-50, 50, size=(len(case.sets), 1 << top_k)).astype(np.int32)
+    cost = rng.integers(-50, 50, size=(ways, len(case.sets), 1 << top_k)).astype(np.int32)
     if falling:
-        cost = -np.sort(-cost, axis=1)
-    price = rng.integers(0, 100, size=experts).astype(np.float64)
+        cost = -np.sort(-cost, axis=2)
+    price, constant = rng.integers(0, 100, size=experts).astype(np.float64), rng.integers(-99, 99, ways).astype(float)
     counted = count_masks(case.sets, cost, case.load)
+    assert (counted.constant == cost[:, :, 0].sum(axis=1)).all()
     costs, masks = {}, np.zeros(len(case.sets), dtype=np.uint8)
     for column in itertools.combinations(range(experts), slots):
         masks_of(case.sets, np.isin(np.arange(experts), column).astype(np.uint8), masks)
-        whole = cost[np.arange(len(masks)), masks].sum() - price[list(column)].sum()
-        costs[column] = float(whole - counted.constant)
+        beyond = cost[:, np.arange(len(masks)), masks].sum(axis=1) - counted.constant
+        costs[column] = float((beyond + constant).max() - price[list(column)].sum())
     best = min(costs.values())
-    found = cheapest_column(counted.exact, counted.share, price, slots, best + 1.0, PLENTY)
+    found = cheapest_column(counted, constant, price, slots, best + 1.0, PLENTY)
     assert found.is_complete
     assert found.is_found
     assert found.bound == best == costs[tuple(np.flatnonzero(found.column))]
-    unsought = cheapest_column(counted.exact, counted.share, price, slots, best, PLENTY)
+    unsought = cheapest_column(counted, constant, price, slots, best, PLENTY)
     assert not unsought.is_found
     assert unsought.bound >= best
     for work in (0, 10**3, 10**4):
-        assert cheapest_column(counted.exact, counted.share, price, slots, np.inf, work).bound <= best
+        assert cheapest_column(counted, constant, price, slots, np.inf, work).bound <= best
 
 
 def test_a_climb_that_is_stopped_or_has_no_work_says_nothing():
