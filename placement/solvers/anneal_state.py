@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.copies import Copies, Items, Network
-from specmoe.placement.solvers.cover_rule import mark_words, note_holders, serve_bits
+from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_words, note_holders, ties_of
 from specmoe.placement.solvers.cover_words import fits_words, word_of
 
 
@@ -25,18 +25,20 @@ class Move(NamedTuple):
 
 
 class State(NamedTuple):
-    """held: uint32 [N, R], bit k where the rank holds the item's k-th expert; marks: int64 [N, .], of these ranks; or,
-    with no row in either, word: int64 [N]. copies: float64 [N], of a token of the item; load: float64 [R].
+    """held: uint32 [N, R], bit k where the rank holds the item's k-th expert; marks: int64 [N, .], of these ranks;
+    served: int16 [N, K], the rank that serves each of its experts; or, with no row in these, word: int64 [N].
+    copies: float64 [N], of a token of the item; load: float64 [R].
 
     place: int8 [N * K], the k that `items.rows` means; begin: int64 [E, R + 1], where in `items.rows` an expert's items
     of each home begin; holds: that of the copies, as they are now; both, both_offsets: int32 [.], int64 [E * E + 1],
     the items of every two experts. Of the move in question shift: float64 [R], of the loads, shift_of: float64 [2, R],
     by the items of its a and by the others, cost_of: float64 [2], what the items of a cost more and those of b.
-    ranks, serves: int64 [R + 1], for `serve_bits`.
+    For `find_cover` tie: int64 [R, R]; ranks, serves: int64 [R + 1]; trial: int16 [1, K], as `served` of a moved item.
     """
 
     held: NDArray[np.uint32]
     marks: NDArray[np.int64]
+    served: NDArray[np.int16]
     word: NDArray[np.int64]
     copies: NDArray[np.float64]
     load: NDArray[np.float64]
@@ -48,8 +50,10 @@ class State(NamedTuple):
     shift: NDArray[np.float64]
     shift_of: NDArray[np.float64]
     cost_of: NDArray[np.float64]
+    tie: NDArray[np.int64]
     ranks: NDArray[np.int64]
     serves: NDArray[np.int64]
+    trial: NDArray[np.int16]
 
 
 @compiled
@@ -58,23 +62,26 @@ def new_state(items: Items, copies: Copies, network: Network) -> State:
     num_items, top_k = items.experts.shape
     ep_size = len(network.node)
     held, marks = np.zeros((num_items, ep_size), dtype=np.uint32), np.zeros((num_items, mark_words(ep_size)), np.int64)
-    cost, load = np.zeros(num_items), np.zeros(ep_size)
+    cost, load, served = np.zeros(num_items), np.zeros(ep_size), np.zeros((num_items, top_k), dtype=np.int16)
     ranks, serves = np.zeros(ep_size + 1, dtype=np.int64), np.zeros(ep_size + 1, dtype=np.int64)
+    tie, trial = ties_of(network.node), np.zeros((1, top_k), dtype=np.int16)
     for t in range(num_items):
+        home = items.home[t]
         note_holders(items.experts, t, copies.holders, copies.num_holders, held, marks, t)
-        cost[t] = serve_bits(
-            held, marks, t, items.home[t], top_k, network.node, network.surcharge, items.weight[t], load, ranks, serves
-        )
+        found = find_cover(held, marks, t, home, top_k, tie, ranks, serves, served, t)
+        cost[t] = cost_of_cover(home, network.node, network.surcharge, served, t, found)
+        for k in range(top_k):
+            load[served[t, k]] += items.weight[t]
     fits = fits_words(top_k, network.node)
     word = np.zeros(num_items if fits else 0, dtype=np.int64)
     for t in range(len(word)):
         word[t] = word_of(held, t)
     both, both_offsets = _items_of_both(items.experts, len(copies.num_holders))
     if fits:
-        held, marks = held[:0], marks[:0]
+        held, marks, served = held[:0], marks[:0], served[:0]
     of_items = _places(items), _begins(items, ep_size), copies.holds, both, both_offsets
     of_move = np.zeros(ep_size), np.zeros((2, ep_size)), np.zeros(2)
-    return State(held, marks, word, cost, load, *of_items, *of_move, ranks, serves)
+    return State(held, marks, served, word, cost, load, *of_items, *of_move, tie, ranks, serves, trial)
 
 
 @compiled

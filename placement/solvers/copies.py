@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.cover_rule import mark_words, note_holders, serve_bits
+from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_words, note_holders, ties_of
 from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, word_of
 
 
@@ -205,15 +205,15 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
     holders, num_holders = copies.holders, copies.num_holders
     held, marks = np.zeros((1, ep_size), dtype=np.uint32), np.zeros((1, mark_words(ep_size)), dtype=np.int64)
     ranks, serves = np.zeros(ep_size + 1, dtype=np.int64), np.zeros(ep_size + 1, dtype=np.int64)
-    score, served = np.zeros(ep_size, dtype=np.int64), np.zeros(top_k, dtype=np.int16)
-    nothing = np.zeros(ep_size)
+    score, served = np.zeros(ep_size, dtype=np.int64), np.zeros((1, top_k), dtype=np.int16)
+    tie = ties_of(node)
     stands_for = np.zeros(node.max() + 1, dtype=np.int64)
     cost = np.zeros((len(sets), ep_size), dtype=np.float32)
     for s in range(len(sets)):
         if not cover:
             for home in range(ep_size):
-                serve_set(sets[s], home, False, copies, node, score, served)
-                cost[s, home] = copies_of(home, served, node, surcharge)
+                serve_set(sets[s], home, False, copies, node, score, served[0])
+                cost[s, home] = copies_of(home, served[0], node, surcharge)
             continue
         held[:], marks[:] = 0, 0
         note_holders(sets, s, holders, num_holders, held, marks, 0)
@@ -223,7 +223,8 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
             if held[0, home] == 0 and other >= 0:
                 cost[s, home] = cost[s, other]
                 continue
-            cost[s, home] = serve_bits(held, marks, 0, home, top_k, node, surcharge, 0.0, nothing, ranks, serves)
+            found = find_cover(held, marks, 0, home, top_k, tie, ranks, serves, served, 0)
+            cost[s, home] = cost_of_cover(home, node, surcharge, served, 0, found)
             if held[0, home] == 0:
                 stands_for[node[home]] = home
     return cost

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.anneal_state import Move, State, pair_of
 from specmoe.placement.solvers.copies import Items, Network
-from specmoe.placement.solvers.cover_rule import mark_of, serve_bits
+from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_of
 from specmoe.placement.solvers.cover_words import copies_of_word, served_word, shift_pairs
 
 
@@ -55,14 +55,23 @@ def _is_moot(expert: int, home: int, move: Move, holds: NDArray[np.uint8]) -> bo
 
 @compiled
 def price(items: Items, network: Network, state: State, move: Move) -> float:
-    """How the cost of all items changes; writes to `state.cost_of` what the items of either expert add to it."""
+    """How the cost of all items changes; writes to `state.cost_of` what the items of either expert add to it.
+
+    Rank by rank most of the time goes into the covers, and these say how loads shift as well: that is written to
+    `state.shift_of` at once.
+    """
     if len(state.word):
         of_a, of_b = _half_by_words(items, state, move.a, move), _half_by_words(items, state, move.b, move)
         together = _correction_by_words(items, state, move)
     else:
-        of_a = _half_by_bits(items, network, state, move.a, move)
-        of_b = _half_by_bits(items, network, state, move.b, move)
-        together = _correction_by_bits(items, network, state, move)
+        shift, shift_of = state.shift, state.shift_of
+        shift[:], shift_of[:] = 0.0, 0.0
+        of_a = _half_by_bits(items, network, state, move.a, move, shift_of[0])
+        of_b = _half_by_bits(items, network, state, move.b, move, shift_of[1])
+        together = _correction_by_bits(items, network, state, move, shift)
+        for rank in range(len(shift)):
+            shift_of[0, rank] += 0.5 * shift[rank]
+            shift_of[1, rank] += 0.5 * shift[rank]
     state.cost_of[0], state.cost_of[1] = of_a + 0.5 * together, of_b + 0.5 * together
     return of_a + of_b + together
 
@@ -101,54 +110,103 @@ def _correction_by_words(items: Items, state: State, move: Move) -> float:
 
 
 @compiled
-def _half_by_bits(items: Items, network: Network, state: State, expert: int, move: Move) -> float:
-    """As `_half_by_words`."""
+def _half_by_bits(
+    items: Items, network: Network, state: State, expert: int, move: Move, shift: NDArray[np.float64]
+) -> float:
+    """As `_half_by_words`; adds to `shift` [R] how their loads change.
+
+    Where neither rank holds another expert of an item that its home lacks, the cover stays as large, and at most this
+    expert is served by another rank: the nearest. With many ranks most items are such.
+    """
     rows, place, weights, begin, holds = items.rows, state.place, items.weight, state.begin, state.holds
-    held, marks, copies, ranks, serves = state.held, state.marks, state.copies, state.ranks, state.serves
-    node, surcharge, load = network.node, network.surcharge, state.load
+    held, marks, served, copies = state.held, state.marks, state.served, state.copies
+    node, surcharge = network.node, network.surcharge
+    tie, ranks, serves, trial = state.tie, state.ranks, state.serves, state.trial
     top_k, i, j, change = items.experts.shape[1], move.i, move.j, 0.0
     for home in range(holds.shape[0]):
         if _is_moot(expert, home, move, holds):
             continue
+        is_apart = i != j and home != i and home != j
+        nearest = _nearest_after(expert, move, home, tie, holds) if is_apart else home
         for position in range(begin[expert, home], begin[expert, home + 1]):
             t, bits = rows[position], np.int64(1) << place[position]
+            others = (np.int64(held[t, i]) | np.int64(held[t, j])) & ~(bits | np.int64(held[t, home]))
+            if is_apart and others == 0:
+                now = served[t, place[position]]
+                then = nearest if _serves_alone(served, t, now) else now
+                if surcharge == 0.0 or node[now] == node[then]:
+                    shift[then] += weights[t]
+                    shift[now] -= weights[t]
+                    continue
             _flip(held, marks, t, i, j, bits)
-            cost = serve_bits(held, marks, t, home, top_k, node, surcharge, 0.0, load, ranks, serves)
+            found = find_cover(held, marks, t, home, top_k, tie, ranks, serves, trial, 0)
             _flip(held, marks, t, i, j, bits)
-            change += weights[t] * (cost - copies[t])
+            change += weights[t] * (cost_of_cover(home, node, surcharge, trial, 0, found) - copies[t])
+            _shift_served(served, t, trial, weights[t], shift)
     return change
 
 
 @compiled
-def _correction_by_bits(items: Items, network: Network, state: State, move: Move) -> float:
-    """As `_correction_by_words`."""
+def _nearest_after(expert: int, move: Move, home: int, tie: NDArray[np.int64], holds: NDArray[np.uint8]) -> int:
+    """The nearest rank to `home` that holds the expert after an exchange."""
+    gone, best = (move.i, move.j) if expert == move.a else (move.j, move.i)
+    for rank in range(len(tie)):
+        if rank != gone and holds[rank, expert] and tie[home, rank] > tie[home, best]:
+            best = rank
+    return best
+
+
+@compiled
+def _serves_alone(served: NDArray[np.int16], t: int, rank: int) -> bool:
+    """Whether `rank` serves a single expert of item t."""
+    count = 0
+    for k in range(served.shape[1]):
+        count += served[t, k] == rank
+    return count == 1
+
+
+@compiled
+def _correction_by_bits(items: Items, network: Network, state: State, move: Move, shift: NDArray[np.float64]) -> float:
+    """As `_correction_by_words`; adds to `shift` [R] likewise."""
     experts, both, homes, weights = items.experts, state.both, items.home, items.weight
-    held, marks, copies, ranks, serves = state.held, state.marks, state.copies, state.ranks, state.serves
-    node, surcharge, load = network.node, network.surcharge, state.load
+    held, marks, served, copies = state.held, state.marks, state.served, state.copies
+    node, surcharge = network.node, network.surcharge
+    tie, ranks, serves, trial = state.tie, state.ranks, state.serves, state.trial
     top_k, i, j, change = experts.shape[1], move.i, move.j, 0.0
     pair = pair_of(move.a, move.b, len(items.offsets) - 1)
     for position in range(state.both_offsets[pair], state.both_offsets[pair + 1]):
-        t, cost = both[position], copies[both[position]]
+        t = both[position]
         a, b = _bits_of(experts, t, move.a, move.a), _bits_of(experts, t, move.b, move.b)
-        for bits, sign in ((a | b, 1.0), (a, -1.0), (b, -1.0)):
+        for bits, weight in ((a | b, weights[t]), (a, -weights[t]), (b, -weights[t])):
             _flip(held, marks, t, i, j, bits)
-            cost += sign * serve_bits(held, marks, t, homes[t], top_k, node, surcharge, 0.0, load, ranks, serves)
+            found = find_cover(held, marks, t, homes[t], top_k, tie, ranks, serves, trial, 0)
             _flip(held, marks, t, i, j, bits)
-        change += weights[t] * cost
+            change += weight * (cost_of_cover(homes[t], node, surcharge, trial, 0, found) - copies[t])
+            _shift_served(served, t, trial, weight, shift)
     return change
+
+
+@compiled
+def _shift_served(
+    served: NDArray[np.int16], t: int, trial: NDArray[np.int16], weight: float, shift: NDArray[np.float64]
+) -> None:
+    """Add to `shift` [R] the `weight` of item t for every expert that a rank serves by `trial[0]` and not by
+    `served[t]`, less the reverse.
+    """
+    for k in range(served.shape[1]):
+        if trial[0, k] != served[t, k]:
+            shift[trial[0, k]] += weight
+            shift[served[t, k]] -= weight
 
 
 @compiled
 def find_shift(items: Items, network: Network, state: State, move: Move) -> None:
-    """Write to `state.shift` and `shift_of` how a move shifts loads."""
+    """Write to `state.shift` and `shift_of` how a move that was priced shifts loads."""
     shift_of = state.shift_of
-    shift_of[:] = 0.0
-    for which in range(2):
-        expert, met = (move.a, -1) if which == 0 else (move.b, move.a)
-        if len(state.word):
-            _shift_by_words(items, state, move, expert, met, shift_of[which])
-        else:
-            _shift_by_bits(items, network, state, move, expert, met, shift_of[which])
+    if len(state.word):
+        shift_of[:] = 0.0
+        _shift_by_words(items, state, move, move.a, -1, shift_of[0])
+        _shift_by_words(items, state, move, move.b, move.a, shift_of[1])
     state.shift[:] = shift_of[0] + shift_of[1]
 
 
@@ -169,29 +227,6 @@ def _shift_by_words(items: Items, state: State, move: Move, expert: int, met: in
             now = served_word(word[t], np.int64(home), full)
             then = served_word(word[t] ^ (flipping * bits), np.int64(home), full)
             shift_pairs(now, then, weights[t], shift)
-
-
-@compiled
-def _shift_by_bits(
-    items: Items, network: Network, state: State, move: Move, expert: int, met: int, shift: NDArray[np.float64]
-) -> None:
-    """As `_shift_by_words`."""
-    rows, experts, weights, begin, holds = items.rows, items.experts, items.weight, state.begin, state.holds
-    held, marks, node, ranks, serves = state.held, state.marks, network.node, state.ranks, state.serves
-    i, j, top_k = move.i, move.j, experts.shape[1]
-    for home in range(holds.shape[0]):
-        if _is_moot(expert, home, move, holds):
-            continue
-        elsewhere = -1 if _is_moot(met, home, move, holds) else met
-        for position in range(begin[expert, home], begin[expert, home + 1]):
-            t = rows[position]
-            bits = _bits_of(experts, t, move.a, move.b)
-            if bits & (bits - 1) and _bits_of(experts, t, elsewhere, elsewhere):
-                continue
-            serve_bits(held, marks, t, home, top_k, node, 0.0, -weights[t], shift, ranks, serves)
-            _flip(held, marks, t, i, j, bits)
-            serve_bits(held, marks, t, home, top_k, node, 0.0, weights[t], shift, ranks, serves)
-            _flip(held, marks, t, i, j, bits)
 
 
 @compiled
@@ -219,12 +254,20 @@ def _move_words(items: Items, state: State, move: Move, expert: int) -> None:
 
 @compiled
 def _move_bits(items: Items, network: Network, state: State, move: Move, expert: int) -> None:
-    """As `_move_words`."""
+    """As `_move_words`, and so is who serves them."""
     rows, place, homes, copies = items.rows, state.place, items.home, state.copies
-    held, marks = state.held, state.marks
-    node, surcharge, load, ranks, serves = network.node, network.surcharge, state.load, state.ranks, state.serves
+    held, marks, served, tie, ranks, serves = (
+        state.held,
+        state.marks,
+        state.served,
+        state.tie,
+        state.ranks,
+        state.serves,
+    )
+    node, surcharge = network.node, network.surcharge
     i, j, top_k = move.i, move.j, items.experts.shape[1]
     for position in range(items.offsets[expert], items.offsets[expert + 1]):
         t = rows[position]
         _flip(held, marks, t, i, j, np.int64(1) << place[position])
-        copies[t] = serve_bits(held, marks, t, homes[t], top_k, node, surcharge, 0.0, load, ranks, serves)
+        found = find_cover(held, marks, t, homes[t], top_k, tie, ranks, serves, served, t)
+        copies[t] = cost_of_cover(homes[t], node, surcharge, served, t, found)

@@ -6,13 +6,29 @@ left out: a search asks for it millions of times. Arrays come one by one, for a 
 a tuple counts references at every access.
 
 Of many ranks few hold any of a token's experts. These are marked, as bits of whole numbers, and no other is looked at.
+Fewer still hold two: once none does, each expert that is left takes the nearest of its own ranks.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
+
+# No token has more: the experts of a token are the bits of a number.
+_MOST_EXPERTS = 64
+
+
+class _Offers(NamedTuple):
+    """The first `several` ranks of a list offer several experts of a token, those from `single` on one each; only: the
+    experts that a single rank offers, as bits.
+    """
+
+    several: int
+    single: int
+    only: np.int64
 
 
 @compiled
@@ -51,28 +67,70 @@ def note_holders(
 
 
 @compiled
-def serve_bits(
+def ties_of(node: NDArray[np.int32]) -> NDArray[np.int64]:
+    """int64 [R, R]: by which of two ranks that offer as much a home, the row, is served: the one on its node, then the
+    nearest; 0 for itself. node: int32 [R].
+    """
+    ep_size = len(node)
+    tie = np.zeros((ep_size, ep_size), dtype=np.int64)
+    for home in range(ep_size):
+        for rank in range(ep_size):
+            if rank != home:
+                tie[home, rank] = home - rank if rank < home else home - rank + ep_size
+                tie[home, rank] += _MOST_EXPERTS * ep_size * (node[rank] == node[home])
+    return tie
+
+
+@compiled
+def find_cover(
     held: NDArray[np.uint32],
     marks: NDArray[np.int64],
     row: int,
     home: int,
     top_k: int,
-    node: NDArray[np.int32],
-    surcharge: float,
-    weight: float,
-    load: NDArray[np.float64],
+    tie: NDArray[np.int64],
     ranks: NDArray[np.int64],
     serves: NDArray[np.int64],
-) -> float:
-    """The copies of a token at `home` whose experts are held as `held[row]` says, with `surcharge` per other node.
+    served: NDArray[np.int16],
+    to: int,
+) -> int:
+    """How many remote ranks serve a token at `home` whose experts are held as `held[row]` says; writes the rank of each
+    of its experts to `served[to]`.
 
-    marks: int64 [N, `mark_words`], each rank that holds any of them is marked, others may be. Adds `weight` to load
-    [R] for every pair, where it is not 0. ranks, serves: int64 [R + 1], for the ranks of the cover and the experts that
-    each serves.
+    marks: int64 [N, `mark_words`], each rank that holds any of them is marked, others may be. tie: as of `ties_of`;
+    ranks, serves: int64 [R + 1], for the ranks that offer several experts, and from the end those that offer one.
     """
-    full = (1 << top_k) - 1
-    left = full & ~np.int64(held[row, home])
+    left = ((1 << top_k) - 1) & ~np.int64(held[row, home])
+    for k in range(top_k):
+        served[to, k] = home
+    offers = _offers(held, marks, row, left, ranks, serves)
     found = 0
+    while offers.several > 0:
+        best = _first_of_cover(left, home, tie, ranks, serves, offers)
+        offered = serves[best] & left
+        if offered & (offered - 1) == 0:
+            break
+        left &= ~offered
+        found += 1
+        while offered:
+            served[to, bit_count((offered & -offered) - 1)] = ranks[best]
+            offered &= offered - 1
+    _serve_nearest(left, home, tie, ranks, serves, 0, offers.several, served, to)
+    _serve_nearest(left, home, tie, ranks, serves, offers.single, len(ranks), served, to)
+    return found + bit_count(left)
+
+
+@compiled
+def _offers(
+    held: NDArray[np.uint32],
+    marks: NDArray[np.int64],
+    row: int,
+    left: np.int64,
+    ranks: NDArray[np.int64],
+    serves: NDArray[np.int64],
+) -> _Offers:
+    """Write which ranks hold some of the experts `left`, and which of them, to both ends of `ranks` and `serves`."""
+    several, last = 0, len(ranks) - 1
     once, twice = left & 0, left & 0
     for word in range(marks.shape[1]):
         marked = marks[row, word]
@@ -80,109 +138,78 @@ def serve_bits(
             rank = 64 * word + bit_count((marked & -marked) - 1)
             marked &= marked - 1
             offered = np.int64(held[row, rank]) & left
-            # Without a branch: a rank that offers nothing is written over.
-            ranks[found], serves[found] = rank, offered
-            found += offered != 0
+            # Without a branch: what does not belong is written over.
+            is_several = (offered & (offered - 1)) != 0
+            ranks[several], serves[several] = rank, offered
+            several += is_several
+            ranks[last], serves[last] = rank, offered
+            last -= (offered != 0) & (not is_several)
             twice |= once & offered
             once |= offered
-    if twice and weight == 0.0 and surcharge == 0.0:
-        return float(_count_cover(left, once & ~twice, home, node, ranks, serves, found))
-    if twice:
-        found = _pick_cover(left, once & ~twice, home, node, ranks, serves, found)
-    if weight != 0.0:
-        load[home] += weight * bit_count(full ^ left)
-        for position in range(found):
-            load[ranks[position]] += weight * bit_count(serves[position])
-    cost = float(found)
-    if surcharge != 0.0:
-        cost += surcharge * _other_nodes(home, node, ranks, found)
-    return cost
-
-
-@compiled
-def _pick_cover(
-    left: np.int64,
-    only: np.int64,
-    home: int,
-    node: NDArray[np.int32],
-    ranks: NDArray[np.int64],
-    serves: NDArray[np.int64],
-    found: int,
-) -> int:
-    """Of the first `found` ranks bring those of the cover to the front, with the experts that each serves; how many.
-
-    left: the experts to serve, as bits; only: those of a single rank; serves: on entry what each rank could serve.
-    """
-    picked = 0
-    while left:
-        best = _first_of_cover(left, only, home, node, ranks, serves, picked, found)
-        rank, offered = ranks[best], serves[best] & left
-        ranks[best], serves[best] = ranks[picked], serves[picked]
-        ranks[picked], serves[picked] = rank, offered
-        left &= ~offered
-        picked += 1
-    return picked
-
-
-@compiled
-def _count_cover(
-    left: np.int64,
-    only: np.int64,
-    home: int,
-    node: NDArray[np.int32],
-    ranks: NDArray[np.int64],
-    serves: NDArray[np.int64],
-    found: int,
-) -> int:
-    """How many ranks `_pick_cover` brings to the front."""
-    picked = 0
-    while left:
-        best = _first_of_cover(left, only, home, node, ranks, serves, 0, found)
-        offered = serves[best] & left
-        # Where no rank serves two, each expert takes one of its own.
-        if offered & (offered - 1) == 0:
-            return picked + bit_count(left)
-        left &= ~offered
-        picked += 1
-    return picked
+    return _Offers(several, last + 1, once & ~twice)
 
 
 @compiled
 def _first_of_cover(
     left: np.int64,
-    only: np.int64,
     home: int,
-    node: NDArray[np.int32],
+    tie: NDArray[np.int64],
     ranks: NDArray[np.int64],
     serves: NDArray[np.int64],
-    begin: int,
-    end: int,
+    offers: _Offers,
 ) -> int:
-    """Which of `ranks[begin:end]` serves first: the one that serves most, or by the tie-breaks above."""
-    ep_size = len(node)
-    # The tie-breaks as digits of one number; no token has more than 63 experts.
-    near, named = ep_size * 64, ep_size
-    best, most, best_score = begin, 1, -1
-    for position in range(begin, end):
+    """Which of the ranks that offer several serves first: the one that serves most, or by the tie-breaks above."""
+    best, most = 0, 0
+    for position in range(offers.several):
         offered = serves[position] & left
-        count = bit_count(offered)
-        if count < most:
-            continue
-        rank = ranks[position]
-        score = home - rank if rank < home else home - rank + ep_size
-        score += near * (node[rank] == node[home]) + named * bit_count(offered & only)
-        if count > most or score > best_score:
-            best, most, best_score = position, count, score
+        # The rule and its tie-breaks as digits of one number, the experts of a single rank among those of `tie`.
+        score = 4 * _MOST_EXPERTS * bit_count(offered) + bit_count(offered & offers.only)
+        score = len(tie) * score + tie[home, ranks[position]]
+        if score > most:
+            best, most = position, score
     return best
 
 
 @compiled
-def _other_nodes(home: int, node: NDArray[np.int32], ranks: NDArray[np.int64], found: int) -> int:
-    """How many nodes but the home's the first `found` of `ranks` are on."""
+def _serve_nearest(
+    left: np.int64,
+    home: int,
+    tie: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+    serves: NDArray[np.int64],
+    begin: int,
+    end: int,
+    served: NDArray[np.int16],
+    to: int,
+) -> None:
+    """Let `ranks[begin:end]`, which offer one of the experts `left` each at most, serve it where they are nearest."""
+    for position in range(begin, end):
+        offered = serves[position] & left
+        if offered:
+            k, rank = bit_count((offered & -offered) - 1), ranks[position]
+            if tie[home, rank] > tie[home, served[to, k]]:
+                served[to, k] = rank
+
+
+@compiled
+def cost_of_cover(
+    home: int, node: NDArray[np.int32], surcharge: float, served: NDArray[np.int16], row: int, found: int
+) -> float:
+    """What the `found` remote ranks in `served[row]` cost a token at `home`: a copy each, `surcharge` per node."""
+    cost = float(found)
+    if surcharge != 0.0:
+        cost += surcharge * _other_nodes(home, node, served, row)
+    return cost
+
+
+@compiled
+def _other_nodes(home: int, node: NDArray[np.int32], served: NDArray[np.int16], row: int) -> int:
+    """How many nodes but the home's are among `served[row]`."""
     count = 0
-    for position in range(found):
-        new = node[ranks[position]] != node[home]
-        for before in range(position):
-            new = new and node[ranks[before]] != node[ranks[position]]
-        count += new
+    for k in range(served.shape[1]):
+        own = node[served[row, k]]
+        is_new = own != node[home]
+        for before in range(k):
+            is_new &= node[served[row, before]] != own
+        count += is_new
     return count

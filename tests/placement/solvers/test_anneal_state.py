@@ -6,7 +6,7 @@ import pytest
 from specmoe.placement.solvers.anneal_state import Move, new_state
 from specmoe.placement.solvers.copies import Items, Network, add_copy, copies_from, drop_copy
 from specmoe.placement.solvers.copy_moves import carry_out, find_shift, price
-from specmoe.placement.solvers.cover_rule import mark_of, mark_words, serve_bits
+from specmoe.placement.solvers.cover_rule import find_cover, mark_of, mark_words, ties_of
 from specmoe.placement.solvers.cover_words import copies_of_word, fits_words, served_word, shift_pairs, word_of
 from specmoe.placement.solvers.expert_sets import rows_by_expert
 
@@ -33,13 +33,16 @@ def marks_of(held):
 def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size):
     rng = np.random.default_rng((top_k, ep_size))
     node, ranks, serves = np.zeros(ep_size, dtype=np.int32), np.zeros(ep_size + 1, int), np.zeros(ep_size + 1, int)
+    served = np.zeros((1, top_k), dtype=np.int16)
     assert fits_words(top_k, node)
     for _ in range(400):
         held, home, full = random_held(rng, top_k, ep_size), int(rng.integers(ep_size)), (1 << top_k) - 1
         load, by_word = np.zeros(ep_size), np.zeros(ep_size)
-        cost = serve_bits(held, marks_of(held), 0, home, top_k, node, 0.0, 1.0, load, ranks, serves)
+        cost = find_cover(held, marks_of(held), 0, home, top_k, ties_of(node), ranks, serves, served, 0)
+        np.add.at(load, served[0], 1.0)
         shift_pairs(0, served_word(word_of(held, 0), home, full), 1.0, by_word)
         assert copies_of_word(word_of(held, 0), home, full) == cost
+        assert len(set(served[0].tolist()) - {home}) == cost
         assert by_word.tolist() == load.tolist()
 
 
@@ -53,23 +56,26 @@ CASES = {
     "words": (4, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
     "five experts": (5, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
     "two nodes": (3, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
+    "many ranks": (5, Network(np.zeros(9, dtype=np.int32), 0.0, np.ones(9))),
+    "many ranks on three nodes": (5, Network(np.arange(9, dtype=np.int32) // 3, 0.5, np.ones(9))),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
     top_k, network = CASES[case]
+    ep_size = len(network.node)
     rng = np.random.default_rng(3)
     sets = np.sort(np.argsort(rng.random((200, 10)), axis=1)[:, :top_k], axis=1).astype(np.int32)
     offsets, rows = rows_by_expert(sets, 10)
-    items = Items(sets, rng.random(200), np.sort(rng.integers(4, size=200)).astype(np.int32), offsets, rows)
-    holds = np.zeros((4, 10), dtype=np.bool_)
-    holds[np.arange(10) % 4, np.arange(10)] = True
-    holds[(np.arange(10) + 1) % 4, np.arange(10)] = True
+    items = Items(sets, rng.random(200), np.sort(rng.integers(ep_size, size=200)).astype(np.int32), offsets, rows)
+    holds = np.zeros((ep_size, 10), dtype=np.bool_)
+    holds[np.arange(10) % ep_size, np.arange(10)] = True
+    holds[(np.arange(10) + 1) % ep_size, np.arange(10)] = True
     copies, moved = copies_from(holds), 0
     state = new_state(items, copies, network)
-    while moved < 40:
-        i, j = (int(rank) for rank in rng.integers(4, size=2))
+    while moved < 60:
+        i, j = (int(rank) for rank in rng.integers(ep_size, size=2))
         a = int(rng.choice(np.flatnonzero(copies.holds[i])))
         b = int(rng.choice(np.flatnonzero(copies.holds[j] if i != j else copies.holds[i] == 0)))
         if copies.holds[i, b] or (i != j and copies.holds[j, a]) or copies.num_holders[a] < 2:
@@ -85,6 +91,7 @@ def test_moves_change_cost_and_loads_as_counting_afresh_does(case):
             add_copy(copies, new, rank)
         afresh = new_state(items, copies, network)
         assert state.copies.tolist() == afresh.copies.tolist()
+        assert state.served.tolist() == afresh.served.tolist()
         assert before + change == pytest.approx((items.weight * afresh.copies).sum())
         assert state.cost_of.sum() == pytest.approx(change)
         assert np.allclose(load + state.shift, afresh.load)
