@@ -84,7 +84,7 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *
         links = ", a copy to another node weighed by its link" if is_weighted else ""
         yield f"  {what}{plan.objective:.3f} on the profile{change}{links}"
     if "held_out_objective" in plan.predicted:
-        yield f"                           {plan.predicted['held_out_objective']:.3f} expected on other requests"
+        yield _expected_line(plan.predicted)
     if "profile" in plan.predicted:
         linears = "" if checkpoint_order is None else f" (linear's {_load_imbalance(checkpoint_order):.3f})"
         yield f"  load imbalance           {_load_imbalance(plan):.3f} mean over layers{linears}"
@@ -101,6 +101,14 @@ def report_lines(plan: PlacementPlan, profile: RoutingProfile, seconds: float, *
         yield f"  note                     {missing}"
     if stopped:
         yield "  note                     stopped by Ctrl-C: the best plan so far, another run may find a better one"
+
+
+def _expected_line(predicted: Mapping[str, Any]) -> str:
+    expected, spread = predicted["held_out_objective"], predicted["held_out_spread"]
+    line = f"                           {expected:.3f} expected on other requests"
+    if spread is None:
+        return line
+    return f"{line}, {expected * (1 - spread):.3f} to {expected * (1 + spread):.3f} in 19 of 20 cases"
 
 
 def _robust_lines(note: Mapping[str, Any]) -> Iterator[str]:

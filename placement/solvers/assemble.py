@@ -25,12 +25,14 @@ def assemble(
     *,
     method: str,
     expected: float | None = None,
+    spread: float | None = None,
     **tables: Any,
 ) -> PlacementPlan:
     """The plan of the solved layers, measured on the profile's sample.
 
     expected: the objective, with the cover choice of replicas, on requests that the plan was not fitted to, before its
-    layers were finished, None where the method cannot say; tables: the plan's optional tensors.
+    layers were finished, None where the method cannot say; spread: how far the true one may lie from it, as of
+    `cost_spread`, None where a single request cannot tell; tables: the plan's optional tensors.
     """
     plans = {
         choice: measured(_plan(profile, topology, options, layers, choice, method, tables), profile)
@@ -45,7 +47,11 @@ def assemble(
     by_cover = _by_objective(plans.get("cover", best))
     # Another choice is taken to cost in the same proportion on new requests as on the profile.
     own_share = _by_objective(best) / by_cover if by_cover else 1.0
-    held_out = {"held_out_objective": expected * own_share, "held_out_load_imbalance": imbalance}
+    held_out = {
+        "held_out_objective": expected * own_share,
+        "held_out_spread": spread,
+        "held_out_load_imbalance": imbalance,
+    }
     return replace(best, predicted={**best.predicted, **held_out})
 
 

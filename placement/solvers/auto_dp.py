@@ -22,6 +22,7 @@ from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.solvers.auto_tp import vocabulary_size
 from specmoe.placement.solvers.cooling import cooling
 from specmoe.placement.solvers.copies import Copies, set_copies
+from specmoe.placement.solvers.cost_spread import cost_spread, redrawn_costs
 from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
@@ -165,6 +166,14 @@ class DpSearch:
         pull = affinity.held_out_pull * lengths[:, None]
         return simulated_shares(pull, lengths, orders=orders, seed=seed), affinity
 
+    def spread(self, affinity: Affinity | None, cost: NDArray[np.float64]) -> float | None:
+        """How far from the expected cost that of other requests may lie, as a part of it."""
+        lengths = self.requests.lengths
+        if len(lengths) < 2:
+            return None
+        pull = np.zeros_like(cost) if affinity is None else affinity.held_out_pull * lengths[:, None]
+        return cost_spread(redrawn_costs(pull, lengths, cost, self.options.seed + 1))
+
     def expected(self, share: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
         """Copies per token when requests start at `share`."""
         return float(np.average((share * cost).sum(axis=1), weights=self.requests.lengths))
@@ -193,7 +202,7 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
         _anneal(search, copies, share)
     cost = search.costs_of_copies(copies)
     share, affinity = search.judged_homes(cost)
-    expected = search.expected(share, cost)
+    expected, spread = search.expected(share, cost), search.spread(affinity, cost)
     sample, choice = profile.require_sample("solving for request homes"), options.replica_choice or "cover"
     table = None if affinity is None else affinity_tensor(affinity, search.requests, vocabulary_size(profile))
     homes = dp_homes(sample.request_ids, sample.token_ids, table, sample.num_tokens, topology.ep_size)
@@ -201,7 +210,7 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
         lambda layer: finish_layer(search.problems[layer], copies[layer], homes, choice, options.seed + layer)
     )
     tables = {} if table is None else {"token_affinity": table}
-    return assemble(profile, topology, options, layers, method="auto", expected=expected, **tables)
+    return assemble(profile, topology, options, layers, method="auto", expected=expected, spread=spread, **tables)
 
 
 def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:

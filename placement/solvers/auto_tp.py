@@ -9,6 +9,7 @@ from specmoe.placement.homes import tp_homes
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.assemble import assemble
+from specmoe.placement.solvers.cost_spread import cost_spread
 from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.finish_layer import LayerChoice, finish_layer
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
@@ -83,7 +84,15 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
             choices.append(choice_of_layer)
             options.report("dispatch", len(choices), profile.num_layers, expected)
     tables = {} if table[0] is None else {"token_to_rank": table[0], "token_confidence": table[1]}
-    return assemble(profile, topology, options, choices, method="auto", expected=expected, **tables)
+    spread = _spread(solved, redraws)
+    return assemble(profile, topology, options, choices, method="auto", expected=expected, spread=spread, **tables)
+
+
+def _spread(layers: list[TpLayer], redraws: Redraws) -> float | None:
+    """How far from the expected cost that of other requests may lie, as a part of it."""
+    if redraws.num_blocks < 2:
+        return None
+    return cost_spread(np.mean([redraws.means(layer.cost_of_token) for layer in layers], axis=0))
 
 
 def _stacked(tables: list[TokenTable]) -> tuple[NDArray[np.int16] | None, NDArray[np.float16] | None]:

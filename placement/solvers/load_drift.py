@@ -47,11 +47,21 @@ class Redraws:
 
         labels: integers [T, K], the expert of each pair, or the rank that serves it.
         """
-        num_blocks = self.times.shape[1]
         cells = self.block_of_token[:, None] * num_labels + labels
-        counts = np.bincount(cells.ravel(), minlength=num_blocks * num_labels).reshape(num_blocks, num_labels)
+        counts = np.bincount(cells.ravel(), minlength=self.num_blocks * num_labels).reshape(-1, num_labels)
         redrawn: NDArray[np.float64] = self.times @ counts
         return redrawn
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.times.shape[1])
+
+    def means(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """float64 [B]: the mean over the tokens of each redraw; values: float [T]."""
+        total = np.bincount(self.block_of_token, weights=values, minlength=self.num_blocks)
+        tokens = np.bincount(self.block_of_token, minlength=self.num_blocks)
+        mean: NDArray[np.float64] = (self.times @ total) / (self.times @ tokens)
+        return mean
 
 
 def expected_heaviest(

@@ -120,4 +120,5 @@ def _with_expected_figures(
     expected = {"held_out_load_imbalance": expected_imbalance(plan, profile.require_sample("measuring a plan"))}
     if "held_out_objective" in plain.predicted:
         expected["held_out_objective"] = plain.predicted["held_out_objective"] * ratio
+        expected["held_out_spread"] = plain.predicted["held_out_spread"]
     return replace(plan, predicted={**plan.predicted, **expected})

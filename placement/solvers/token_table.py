@@ -80,14 +80,14 @@ def _stand_in(rows: TokenRows, rank: NDArray[np.int16], confidence: NDArray[np.f
     rank[ids], confidence[ids] = rank[rows.nearest[ids]], confidence[rows.nearest[ids]]
 
 
-def held_out_cost(
+def held_out_costs(
     rows: TokenRows,
     cost_of_token: NDArray[np.float32],
     total_of_pair: NDArray[np.float64],
     price: NDArray[np.float64],
     scale: float,
-) -> float:
-    """Copies per token when every token is seated, by the contract's rule, from the table of the other folds.
+) -> NDArray[np.float32]:
+    """float32 [T]: what every token costs when it is seated, by the contract's rule, from the table of the other folds.
 
     cost_of_token: float32 [T, R], each token's cost by home.
     """
@@ -98,7 +98,8 @@ def held_out_cost(
     best[pairs], confidence[pairs] = best[stand_in], confidence[stand_in]
     wanted, sure = best[rows.raw_row_of_token], confidence[rows.raw_row_of_token]
     homes = seat_tokens(wanted, sure, len(price))
-    return float(cost_of_token[np.arange(len(homes)), homes].mean(dtype=np.float64))
+    seated: NDArray[np.float32] = cost_of_token[np.arange(len(homes)), homes]
+    return seated
 
 
 def _entries(priced: NDArray[np.float64], scale: float) -> tuple[NDArray[np.int16], NDArray[np.float16]]:

@@ -6,6 +6,7 @@ several have reached the same best end.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from specmoe.placement.solvers.replicated_layer import (
 from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 from specmoe.placement.solvers.token_rows import TokenRows
-from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_cost, held_out_homes, token_table
+from specmoe.placement.solvers.token_table import TokenHomes, TokenTable, held_out_costs, held_out_homes, token_table
 
 _TEMPERATURES = (0.03, 0.02, 0.01)
 # So many starts that end alike, to such a part of their cost, are enough.
@@ -43,11 +44,18 @@ _STARTS_TIME = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class TpLayer:
-    """table: None without token ids; expected: copies per token under tables made without the token's own fold."""
+    """table: None without token ids; cost_of_token: float32 [T], in copies under tables made without the token's own
+    fold, the mean over all homes without token ids.
+    """
 
     copies: Copies
     table: TokenTable | None
-    expected: float
+    cost_of_token: NDArray[np.float32]
+
+    @cached_property
+    def expected(self) -> float:
+        """Copies per token."""
+        return float(self.cost_of_token.mean(dtype=np.float64))
 
 
 @dataclass
@@ -132,13 +140,12 @@ def solve_tp_layer(
     search, copies = _best_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
     if rows is None:
-        expected = search.expected(None, cost) / len(problem.sets.set_of_token)
-        return TpLayer(copies=copies, table=None, expected=expected)
+        return TpLayer(copies=copies, table=None, cost_of_token=cost.mean(axis=1)[problem.sets.set_of_token])
     total = sum_over_tokens(problem.sets.set_of_token, rows.raw_row_of_token, cost, rows.num_pairs)
     scale = float(problem.machine.link.max()) or 1.0
     table = token_table(rows, total, search.price, scale, vocab_size)
-    expected = held_out_cost(rows, cost[problem.sets.set_of_token], total, search.price, scale)
-    return TpLayer(copies=copies, table=table, expected=expected)
+    held_out = held_out_costs(rows, cost[problem.sets.set_of_token], total, search.price, scale)
+    return TpLayer(copies=copies, table=table, cost_of_token=held_out)
 
 
 def _best_start(

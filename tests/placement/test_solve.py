@@ -66,7 +66,9 @@ def test_a_plan_is_legal_and_beats_the_baselines_on_other_requests(attention, ex
 def test_the_expected_figure_agrees_with_other_requests(attention):
     plan = solve(FIT, 4, attention=attention, max_imbalance=1.2)
     measured = mean_metrics(measure_plan(plan, OTHER.sample)).remote_copies_per_token
-    assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=0.1)
+    spread = plan.predicted["held_out_spread"]
+    assert 0.0 < spread < 0.3
+    assert plan.predicted["held_out_objective"] == pytest.approx(measured, rel=spread)
 
 
 def test_the_expected_figure_is_of_orders_that_the_search_has_not_seen(monkeypatch):

@@ -31,6 +31,14 @@ def test_a_redraw_counts_each_request_as_often_as_it_was_drawn():
         assert np.array_equal(np.bincount(tokens.ravel(), minlength=8), counted)
 
 
+def test_the_mean_over_a_redraw_is_over_its_tokens():
+    sample = RoutingSample(expert_ids=np.zeros((4, 1, 1), np.uint8), request_ids=np.array([0, 1, 1, 1], np.int32))
+    redraws = Redraws.of(sample, seed=1)
+    means = {(2, 0): 8.0, (1, 1): 2.75, (0, 2): 1.0}
+    expected = [means[tuple(times)] for times in redraws.times.astype(int).tolist()]
+    assert redraws.means(np.array([8.0, 0.0, 1.0, 2.0])).tolist() == expected
+
+
 def test_without_requests_runs_of_tokens_are_drawn_and_none_is_lost():
     expert_ids = np.zeros((5000, 1, 1), dtype=np.uint8)
     redraws = Redraws.of(RoutingSample(expert_ids=expert_ids), seed=0)
