@@ -11,7 +11,7 @@ from specmoe.compiled import compiled
 from specmoe.placement.solvers.anneal_state import Move, State, pair_of
 from specmoe.placement.solvers.copies import Items, Network
 from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_of
-from specmoe.placement.solvers.cover_words import copies_of_word, served_word, shift_pairs
+from specmoe.placement.solvers.cover_words import cost_of_word, served_word, shift_pairs
 
 
 @compiled
@@ -61,8 +61,9 @@ def price(items: Items, network: Network, state: State, move: Move) -> float:
     `state.shift_of` at once.
     """
     if len(state.word):
-        of_a, of_b = _half_by_words(items, state, move.a, move), _half_by_words(items, state, move.b, move)
-        together = _correction_by_words(items, state, move)
+        of_a = _half_by_words(items, network, state, move.a, move)
+        of_b = _half_by_words(items, network, state, move.b, move)
+        together = _correction_by_words(items, network, state, move)
     else:
         shift, shift_of = state.shift, state.shift_of
         shift[:], shift_of[:] = 0.0, 0.0
@@ -77,10 +78,10 @@ def price(items: Items, network: Network, state: State, move: Move) -> float:
 
 
 @compiled
-def _half_by_words(items: Items, state: State, expert: int, move: Move) -> float:
+def _half_by_words(items: Items, network: Network, state: State, expert: int, move: Move) -> float:
     """What the items of `expert` cost more if it moves alone."""
     rows, place, weights, begin = items.rows, state.place, items.weight, state.begin
-    word, copies, holds = state.word, state.copies, state.holds
+    word, copies, holds, near, surcharge = state.word, state.copies, state.holds, state.near, network.surcharge
     full, flipping, change = (1 << items.experts.shape[1]) - 1, _flipping(move.i, move.j), 0.0
     for home in range(holds.shape[0]):
         if _is_moot(expert, home, move, holds):
@@ -88,23 +89,23 @@ def _half_by_words(items: Items, state: State, expert: int, move: Move) -> float
         for position in range(begin[expert, home], begin[expert, home + 1]):
             t = rows[position]
             flipped = word[t] ^ (flipping << place[position])
-            change += weights[t] * (copies_of_word(flipped, np.int64(home), full) - copies[t])
+            change += weights[t] * (cost_of_word(flipped, np.int64(home), full, near, surcharge) - copies[t])
     return change
 
 
 @compiled
-def _correction_by_words(items: Items, state: State, move: Move) -> float:
+def _correction_by_words(items: Items, network: Network, state: State, move: Move) -> float:
     """What the items of both experts cost more if these move together than if each does alone."""
     experts, both, homes, weights = items.experts, state.both, items.home, items.weight
-    word, copies = state.word, state.copies
+    word, copies, near, surcharge = state.word, state.copies, state.near, network.surcharge
     full, flipping, change = (1 << experts.shape[1]) - 1, _flipping(move.i, move.j), 0.0
     pair = pair_of(move.a, move.b, len(items.offsets) - 1)
     for position in range(state.both_offsets[pair], state.both_offsets[pair + 1]):
         t = both[position]
         a, b = _bits_of(experts, t, move.a, move.a), _bits_of(experts, t, move.b, move.b)
-        together = copies_of_word(word[t] ^ (flipping * (a | b)), homes[t], full)
-        of_a = copies_of_word(word[t] ^ (flipping * a), homes[t], full)
-        of_b = copies_of_word(word[t] ^ (flipping * b), homes[t], full)
+        together = cost_of_word(word[t] ^ (flipping * (a | b)), homes[t], full, near, surcharge)
+        of_a = cost_of_word(word[t] ^ (flipping * a), homes[t], full, near, surcharge)
+        of_b = cost_of_word(word[t] ^ (flipping * b), homes[t], full, near, surcharge)
         change += weights[t] * (together - of_a - of_b + copies[t])
     return change
 
@@ -214,7 +215,7 @@ def find_shift(items: Items, network: Network, state: State, move: Move) -> None
 def _shift_by_words(items: Items, state: State, move: Move, expert: int, met: int, shift: NDArray[np.float64]) -> None:
     """Add what the items of `expert` shift, but for those that the expert `met` has counted as well."""
     rows, experts, weights, begin, holds = items.rows, items.experts, items.weight, state.begin, state.holds
-    word, full, flipping = state.word, (1 << experts.shape[1]) - 1, _flipping(move.i, move.j)
+    word, near, full, flipping = state.word, state.near, (1 << experts.shape[1]) - 1, _flipping(move.i, move.j)
     for home in range(holds.shape[0]):
         if _is_moot(expert, home, move, holds):
             continue
@@ -224,8 +225,8 @@ def _shift_by_words(items: Items, state: State, move: Move, expert: int, met: in
             bits = _bits_of(experts, t, move.a, move.b)
             if bits & (bits - 1) and _bits_of(experts, t, elsewhere, elsewhere):
                 continue
-            now = served_word(word[t], np.int64(home), full)
-            then = served_word(word[t] ^ (flipping * bits), np.int64(home), full)
+            now = served_word(word[t], np.int64(home), full, near[home])
+            then = served_word(word[t] ^ (flipping * bits), np.int64(home), full, near[home])
             shift_pairs(now, then, weights[t], shift)
 
 
@@ -235,21 +236,22 @@ def carry_out(items: Items, network: Network, state: State, move: Move) -> None:
     for which in range(2):
         expert = move.a if which == 0 else move.b
         if len(state.word):
-            _move_words(items, state, move, expert)
+            _move_words(items, network, state, move, expert)
         else:
             _move_bits(items, network, state, move, expert)
     state.load[:] += state.shift
 
 
 @compiled
-def _move_words(items: Items, state: State, move: Move, expert: int) -> None:
+def _move_words(items: Items, network: Network, state: State, move: Move, expert: int) -> None:
     """Move `expert` in its items; their copies are right if the other expert stays or has moved before."""
     rows, place, homes, word, copies = items.rows, state.place, items.home, state.word, state.copies
+    near, surcharge = state.near, network.surcharge
     full, flipping = (1 << items.experts.shape[1]) - 1, _flipping(move.i, move.j)
     for position in range(items.offsets[expert], items.offsets[expert + 1]):
         t = rows[position]
         word[t] ^= flipping << place[position]
-        copies[t] = copies_of_word(word[t], homes[t], full)
+        copies[t] = cost_of_word(word[t], homes[t], full, near, surcharge)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""The `cover` rule of `cover_rule` within one number: up to 4 experts a token, up to 16 ranks on one node.
+"""The `cover` rule of `cover_rule` within one number: up to 4 experts a token, up to 16 ranks.
 
 A token's word has 4 bits for each rank, bit k of these where the rank holds the token's k-th expert. What each rank
 offers of the unserved experts, and how many that are, is then counted for all ranks at once (as in H. S. Warren,
@@ -19,9 +19,19 @@ _EVEN, _LOW = 0x5555555555555555, 0x3333333333333333
 
 
 @compiled
-def fits_words(top_k: int, node: NDArray[np.int32]) -> bool:
-    """Whether the rule fits; node: int32 [R], each rank's node."""
-    return bool(top_k <= _MOST_EXPERTS and len(node) <= _MOST_RANKS and node.min() == node.max())
+def fits_words(top_k: int, ep_size: int) -> bool:
+    """Whether the rule fits."""
+    return top_k <= _MOST_EXPERTS and ep_size <= _MOST_RANKS
+
+
+@compiled
+def near_words(node: NDArray[np.int32]) -> NDArray[np.int64]:
+    """int64 [R]: the bits of all ranks on each rank's node; none where the ranks do not fit. node: int32 [R]."""
+    near = np.zeros(len(node), dtype=np.int64)
+    for rank in range(len(node) if len(node) <= _MOST_RANKS else 0):
+        for other in range(len(node)):
+            near[rank] |= np.int64(15 * (node[other] == node[rank])) << np.int64(4 * other)
+    return near
 
 
 @compiled
@@ -34,8 +44,27 @@ def word_of(held: NDArray[np.uint32], row: int) -> np.int64:
 
 
 @compiled
-def copies_of_word(word: np.int64, home: np.int64, full: np.int64) -> int:
-    """The remote ranks that serve a token at `home`; full: all its experts, as bits."""
+def cost_of_word(word: np.int64, home: np.int64, full: np.int64, near: NDArray[np.int64], surcharge: float) -> float:
+    """What a token at `home` costs: a copy for each remote rank that serves it, and `surcharge` per other node.
+
+    full: all its experts, as bits; near: as of `near_words`.
+    """
+    if surcharge == 0.0:
+        return float(copies_of_word(word, home, full, near[home]))
+    served = served_word(word, home, full, near[home]) & ~(np.int64(15) << (4 * home))
+    ranks = (served | (served >> 1) | (served >> 2) | (served >> 3)) & _ONES
+    cost, far = float(bit_count(ranks)), ranks & ~near[home]
+    while far:
+        cost += surcharge
+        far &= ~near[bit_count((far & -far) - 1) >> 2]
+    return cost
+
+
+@compiled
+def copies_of_word(word: np.int64, home: np.int64, full: np.int64, near: np.int64) -> int:
+    """The remote ranks that serve a token at `home`; full: all its experts, as bits; near: the bits of all ranks on the
+    home's node.
+    """
     left = full & ~(word >> (4 * home))
     unserved = bit_count(left)
     counts = _counts(word & (left * _ONES))
@@ -51,13 +80,13 @@ def copies_of_word(word: np.int64, home: np.int64, full: np.int64) -> int:
         return 1 if three != 0 else 2
     if three != 0:
         return 2
-    block = _served_first(word, home, left, _TWOS & counts, _only(word, left))
+    block = _served_first(word, home, left, _TWOS & counts, _only(word, left), near)
     return 2 if _TWOS & _counts(word & ((left & ~block) * _ONES)) else 3
 
 
 @compiled
-def served_word(word: np.int64, home: np.int64, full: np.int64) -> np.int64:
-    """Which experts each rank serves for a token at `home`, in the shape of `word`."""
+def served_word(word: np.int64, home: np.int64, full: np.int64, near: np.int64) -> np.int64:
+    """Which experts each rank serves for a token at `home`, in the shape of `word`; near: as for `copies_of_word`."""
     left = full & ~(word >> (4 * home))
     served = word & (np.int64(15) << (4 * home))
     only = _only(word, left)
@@ -72,8 +101,8 @@ def served_word(word: np.int64, home: np.int64, full: np.int64) -> np.int64:
         if most == 0:
             most = counts & _TWOS
         if most == 0:
-            return served | _nearest_of_each(offered, home)
-        place = _place_first(word, home, left, most, only)
+            return served | _nearest_of_each(offered, home, near)
+        place = _place_first(word, home, most, only, near)
         block = (word >> place) & left
         served |= block << place
         left &= ~block
@@ -116,20 +145,23 @@ def _nearest(marks: np.int64, home: np.int64) -> int:
 
 
 @compiled
-def _nearest_of_each(offered: np.int64, home: np.int64) -> np.int64:
-    """Each expert from the nearest rank that offers it."""
+def _nearest_of_each(offered: np.int64, home: np.int64, near: np.int64) -> np.int64:
+    """Each expert from the nearest rank that offers it, on the home's node where one there does."""
     served = np.int64(0)
     for bit in range(_MOST_EXPERTS):
         column = (offered >> bit) & _ONES
         if column:
-            served |= np.int64(1) << (_nearest(column, home) + bit)
+            own = column & near
+            served |= np.int64(1) << (_nearest(own if own else column, home) + bit)
     return served
 
 
 @compiled
-def _place_first(word: np.int64, home: np.int64, left: np.int64, most: np.int64, only: np.int64) -> int:
+def _place_first(word: np.int64, home: np.int64, most: np.int64, only: np.int64, near: np.int64) -> int:
     """Where the word has the rank that serves first, of those that `most` marks with one bit anywhere in their four."""
     marks = (most | (most >> 1) | (most >> 2)) & _ONES
+    if marks & near:
+        marks &= near
     if marks & (marks - 1) and only:
         counts = _counts(word & (marks * 15) & (only * _ONES))
         three = counts & (counts >> 1) & _ONES
@@ -144,6 +176,8 @@ def _place_first(word: np.int64, home: np.int64, left: np.int64, most: np.int64,
 
 
 @compiled
-def _served_first(word: np.int64, home: np.int64, left: np.int64, most: np.int64, only: np.int64) -> np.int64:
+def _served_first(
+    word: np.int64, home: np.int64, left: np.int64, most: np.int64, only: np.int64, near: np.int64
+) -> np.int64:
     """Which of `left` that rank serves."""
-    return (word >> _place_first(word, home, left, most, only)) & left
+    return (word >> _place_first(word, home, most, only, near)) & left

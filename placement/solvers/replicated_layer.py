@@ -25,7 +25,7 @@ _HOT, _COLD = 2e-2, 1e-4
 _MEETINGS, _FEWEST_MEETINGS, _MEETINGS_TIMES_RANKS = 16, 8, 64
 # Where all ranks are counted within one number, a move takes so little that half as many again are afforded.
 _MORE_WITHIN_A_NUMBER = 1.5
-# With several nodes a move takes ten times as long: a quarter was as good on gpt-oss-20b, in 25 seconds for 84.
+# With several nodes who serves has to be found and not counted alone: a quarter was as good on gpt-oss-20b.
 _LESS_WITH_NODES = 0.25
 # Past so many ranks they become fewer again.
 _MANY_RANKS = 16
@@ -153,9 +153,9 @@ def _proposals_per_round(problem: LayerProblem) -> int:
 
 def _affordable(problem: LayerProblem) -> float:
     """What the usual number of proposals is multiplied by, as quick as they are priced on this machine."""
-    if fits_words(problem.sets.sets.shape[1], problem.machine.node):
-        return _MORE_WITHIN_A_NUMBER
-    return _LESS_WITH_NODES if problem.machine.node.max() > problem.machine.node.min() else 1.0
+    if problem.machine.node.max() > problem.machine.node.min():
+        return _LESS_WITH_NODES
+    return _MORE_WITHIN_A_NUMBER if fits_words(problem.sets.sets.shape[1], problem.machine.ep_size) else 1.0
 
 
 def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
