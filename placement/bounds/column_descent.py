@@ -6,8 +6,6 @@ from numpy.typing import NDArray
 from specmoe.compiled import compiled
 from specmoe.placement.bounds.credits import masks_of
 
-_MOST_SWAPS = 30
-
 
 @compiled
 def descend_column(
@@ -17,15 +15,16 @@ def descend_column(
     price: NDArray[np.float64],
     column: NDArray[np.uint8],
     masks: NDArray[np.uint8],
+    most_swaps: int,
 ) -> tuple[float, np.intp]:
-    """Swap experts of `column` [E], in place, while that makes it cheaper; what it costs then, the largest over ways,
-    less its prices [E]; and which way that is.
+    """Swap experts of `column` [E], in place, while that makes it cheaper, `most_swaps` times at most; what it costs
+    then, the largest over ways, less its prices [E]; and which way that is.
 
     cost: float64 [L, S, 2 ** K], constant [L], what comes on top in each way; masks: uint8 [S], the column's on return.
     """
     L, E = len(cost), len(column)
     value, drop, take, both = np.zeros(L), np.zeros((L, E)), np.zeros((L, E)), np.zeros((L, E, E))
-    for _ in range(_MOST_SWAPS):
+    for turn in range(most_swaps + 1):
         drop[:], take[:], both[:] = 0.0, 0.0, 0.0
         value[:] = constant
         masks_of(sets, column, masks)
@@ -41,7 +40,7 @@ def descend_column(
                     change = price[e] - price[f] - now + _largest(value, drop[:, e], take[:, f], both[:, e, f])
                     if change < best:
                         best, out, new = change, e, f
-        if out < 0:
+        if out < 0 or turn == most_swaps:
             break
         column[out] = 0
         column[new] = 1

@@ -16,6 +16,7 @@ exact search (`mask_search.py`), and that bound counts. Columns are chosen fract
 column and half of another, which is most of what remains of the gap.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,37 +31,42 @@ from specmoe.placement.bounds.mask_search import cheapest_column
 _MOST_STEPS, _FEWEST_STEPS = 400, 8
 # How far a step goes, first and last, in the climb's beginning and in what follows from the best so far.
 _BEGINNING, _LATER = (0.3, 0.005), (0.05, 0.003)
-_STEPS_TO_BEGIN = 60
+_STEPS_TO_BEGIN = 200
 _MEMORY = 0.4
 # The step of a price, in tokens per expert, beside that of a credit.
 _PRICE_STEP = 0.7
-# At so many steps columns are also sought from elsewhere.
+# Swaps from a rank's column of the step before, and where more are sought.
+_FEW_SWAPS, _MOST_SWAPS = 5, 30
+# Once in so many steps of a second half columns are also sought from elsewhere.
 _FRESH = 5
 # The price of serving a pair, in copies, beside a price of 0.
-_LOAD_PRICE = 1 / 16
+_LOAD_PRICE = 3 / 32
 # Credits are whole numbers of this part of a copy when they are proven; the price of load is one of any such part.
-_FINEST_UNIT, _COARSEST_UNIT = 1 / 1024, 1 / 16
+_FINEST_UNIT, _COARSEST_UNIT = 1 / 1024, 1 / 32
 _LARGEST_COUNT = 2**31
 # What pairs add beyond their experts is within so many times what costs differ by.
 _SUMS = 5
-# The part of the work that is set aside for the exact search; hard layers may take all of it once more.
-_PROOF = 0.6
+# Parts of the work: what goes to the climb at least, and what counts and searches may take at most. Most layers take
+# far less, and those that do not may take more than is left.
+_CLIMB, _PROOF = 0.4, 1.5
+# Operations of a search at two prices, for each column as `search_work` counts them.
+_WORK_PER_COLUMN = 3
 # Operations of a step for each kind of token, beside those for each way to count; to find a rank's column for each set
 # and way; and to count before a search.
-_WORK_PER_TYPE, _WORK_PER_TYPE_AND_WAY, _WORK_PER_SET, _WORK_PER_COUNT = 62, 28, 25, 1200
+_WORK_PER_TYPE, _WORK_PER_TYPE_AND_WAY, _WORK_PER_SET, _WORK_PER_COUNT = 40, 24, 36, 1200
 
 
 class CreditAscent:
-    """credit: float64 [N, M]; price: float64 [E]; columns: uint8 [R, E], the cheapest found at these.
+    """credit: float64 [M, N]; price: float64 [E]; columns: uint8 [R, E], the cheapest found at these.
 
     load_price: float64 [L], what serving a pair costs in each way to count; way: int64 [R], which one counts at a
     rank's column; cost: float64 [L, R, S, M].
     """
 
-    def __init__(self, case: LayerCase) -> None:
+    def __init__(self, case: LayerCase, load_price: NDArray[np.float64]) -> None:
         self.case = case
+        self.load_price = load_price
         self.types = TokenTypes.of(case)
-        self.load_price = load_prices(case)
         self.plan = case.holds.astype(np.uint8)
         self.columns = self.plan.copy()
         self.masks = np.zeros((case.ep_size, len(case.sets)), dtype=np.uint8)
@@ -69,10 +75,10 @@ class CreditAscent:
         self.credit = first_credits(self.types.set_of_type, self.types.home, self.masks, case.sets.shape[1])
         self.price = np.zeros(case.num_experts)
         self.cover = np.zeros_like(self.credit)
-        self.block_of = np.zeros(self.credit.shape, dtype=np.uint8)
-        self.cost = np.zeros((len(self.load_price), case.ep_size, len(case.sets), self.credit.shape[1]))
+        self.cost = np.zeros((len(self.load_price), case.ep_size, len(case.sets), self.credit.shape[0]))
         self.way = np.zeros(case.ep_size, dtype=np.int64)
         self._direction = np.zeros_like(self.credit)
+        self._scratch = np.zeros(3 * self.credit.size)
         self._missing = np.zeros(case.num_experts)
         self._best, self._best_credit, self._best_price = -np.inf, self.credit, self.price
         self._rng = np.random.default_rng(0)
@@ -93,19 +99,23 @@ class CreditAscent:
 
     def _price(self) -> None:
         types = self.types
-        price_covers(self.credit, self.cover, self.block_of)
-        cost_masks(types.starts, types.home, types.tokens, self.credit, self.cover, self.load_price, self.cost)
+        price_covers(self.credit, self.cover)
+        cost_masks(
+            types.starts, types.home, types.tokens, self.credit, self.cover, self.load_price, self._scratch, self.cost
+        )  # fmt: skip
 
     def _guess_column(self, rank: int, constant: NDArray[np.float64], *, fresh: bool) -> float:
         """The least that was found for a rank with `constant`, [L], on top."""
         sets, cost = self.case.sets, self.cost[:, rank]
-        least, self.way[rank] = descend_column(sets, cost, constant, self.price, self.columns[rank], self.masks[rank])
+        least, self.way[rank] = descend_column(
+            sets, cost, constant, self.price, self.columns[rank], self.masks[rank], _MOST_SWAPS if fresh else _FEW_SWAPS
+        )
         if not fresh:
             return least
         anywhere = (self._rng.permutation(self.case.num_experts) < self.case.slots[rank]).astype(np.uint8)
         for column in (self.plan[rank].copy(), anywhere):
             masks = np.zeros(len(sets), dtype=np.uint8)
-            value, way = descend_column(sets, cost, constant, self.price, column, masks)
+            value, way = descend_column(sets, cost, constant, self.price, column, masks, _MOST_SWAPS)
             if value < least:
                 least, self.way[rank], self.columns[rank], self.masks[rank] = value, way, column, masks
         return least
@@ -114,7 +124,7 @@ class CreditAscent:
         """Move credits and prices one step up."""
         types, load_price = self.types, self.load_price[self.way]
         move_credits(
-            types.set_of_type, types.home, self.masks, load_price, self.block_of, self._direction, self.credit, step,
+            types.set_of_type, types.home, self.masks, load_price, self.cover, self._direction, self.credit, step,
             _MEMORY,
         )  # fmt: skip
         self._missing = _MEMORY * self._missing + (1 - _MEMORY) * (1.0 - self.columns.sum(axis=0))
@@ -129,7 +139,7 @@ class CreditAscent:
         self._price()
         if _SUMS * _widest(self.cost) / unit >= _LARGEST_COUNT:
             return 0.0
-        bound, work = float(self.price.sum() / unit), self.cost[:, :, :, 0].size * _WORK_PER_COUNT
+        bound, work = float(self.price.sum() / unit), count_work(case, len(self.load_price))
         for rank in range(case.ep_size):
             constant = np.floor(-self.load_price * case.ceiling[rank] / unit)
             known = round(self._guess_column(rank, constant * unit, fresh=True) / unit)
@@ -148,9 +158,13 @@ def _widest(cost: NDArray[np.float64]) -> float:
     return float((cost.max(axis=3) - cost.min(axis=3)).sum(axis=2).max())
 
 
-def load_prices(case: LayerCase) -> NDArray[np.float64]:
-    """The prices of load at which columns are counted: 0, and one more where a rank can be too full."""
-    return np.array([0.0, _LOAD_PRICE] if case.ceiling.min() < case.load.sum() else [0.0])
+def load_prices(case: LayerCase, work_limit: int) -> NDArray[np.float64]:
+    """The prices of load at which columns are counted: 0, and one more where a rank can be too full and the work is
+    enough.
+    """
+    can_be_full = case.ceiling.min() < case.load.sum()
+    is_enough = work_limit >= search_work(case)
+    return np.array([0.0, _LOAD_PRICE] if can_be_full and is_enough else [0.0])
 
 
 def unit_of(case: LayerCase) -> float:
@@ -167,25 +181,50 @@ def can_credit(case: LayerCase) -> bool:
     return can_count(case.num_experts, case.sets.shape[1]) and unit_of(case) <= _COARSEST_UNIT
 
 
-def step_work(case: LayerCase) -> int:
+def step_work(case: LayerCase, ways: int) -> int:
     """Roughly the operations of one step."""
-    types, ways = np.count_nonzero(case.homes_of_set), len(load_prices(case))
     per_type = _WORK_PER_TYPE + ways * _WORK_PER_TYPE_AND_WAY
-    return int(types) * per_type + ways * case.ep_size * len(case.sets) * _WORK_PER_SET
+    return int(np.count_nonzero(case.homes_of_set)) * per_type + ways * case.ep_size * len(case.sets) * _WORK_PER_SET
+
+
+def count_work(case: LayerCase, ways: int) -> int:
+    """Roughly the operations of the counts that the exact searches of all ranks work on."""
+    return ways * case.ep_size * len(case.sets) * _WORK_PER_COUNT
+
+
+def search_work(case: LayerCase) -> int:
+    """Roughly the operations of these searches: between as many as there are columns, and as there would be of equally
+    used experts whose loads have the same entropy. Experts that stand out make a search easy.
+    """
+    share = case.load[case.load > 0] / case.load.sum()
+    alike = float(np.exp(-(share * np.log(share)).sum()))
+    columns = [
+        math.sqrt(_columns(case.num_experts, slots) * _columns(max(alike, slots), slots))
+        for slots in case.slots.tolist()
+    ]
+    return int(_WORK_PER_COLUMN * sum(columns))
+
+
+def _columns(num_experts: float, slots: int) -> float:
+    """The binomial coefficient, of a number of experts that need not be whole."""
+    return math.exp(math.lgamma(num_experts + 1) - math.lgamma(slots + 1) - math.lgamma(num_experts - slots + 1))
 
 
 def credit_bound(case: LayerCase, work_limit: int, is_over: Callable[[], bool]) -> float:
     """Copies over all tokens that no placement goes below, with replicas; within about `work_limit` operations."""
-    steps = min(int((1 - _PROOF) * work_limit / step_work(case)), _MOST_STEPS)
+    load_price = load_prices(case, work_limit)
+    ways = len(load_price)
+    climb = max(work_limit - count_work(case, ways) - search_work(case), int(_CLIMB * work_limit))
+    steps = min(climb // step_work(case, ways), _MOST_STEPS)
     if steps < _FEWEST_STEPS:
         return 0.0
-    ascent = CreditAscent(case)
+    ascent = CreditAscent(case, load_price)
     beginning = min(steps, _STEPS_TO_BEGIN)
     for (first, last), count in ((_BEGINNING, beginning), (_LATER, steps - beginning)):
         for turn in range(count):
-            ascent.guess(fresh=turn % _FRESH == 0 or turn == count - 1)
+            ascent.guess(fresh=(turn % _FRESH == 0 and turn >= count // 2) or turn == count - 1)
             if is_over():
                 return 0.0
             ascent.climb(first * (last / first) ** (turn / count))
         ascent.go_back()
-    return ascent.prove(work_limit)
+    return ascent.prove(int(_PROOF * work_limit))

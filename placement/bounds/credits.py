@@ -27,6 +27,8 @@ from specmoe.placement.bounds.layer_case import LayerCase
 # A start: an expert is worth this much to a token that has it at home, and between a share of its copy and a whole one
 # where it comes with others.
 _AT_HOME, _ALONE = 0.4, 0.2
+# Rows are written for so many types at a time, which stay in the cache.
+_NEIGHBOURS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,11 @@ def masks_of(sets: NDArray[np.int32], column: NDArray[np.uint8], masks: NDArray[
 def first_credits(
     set_of_type: NDArray[np.int32], home: NDArray[np.int32], masks: NDArray[np.uint8], top_k: int
 ) -> NDArray[np.float64]:
-    """float64 [N, 2 ** K]: credits by which a placement, masks [R, S], looks about as good as it is.
+    """float64 [2 ** K, N]: credits by which a placement, masks [R, S], looks about as good as it is.
 
     Every expert has a worth, and a part is credited with what its experts are worth beyond one copy.
     """
-    credit = np.zeros((len(home), 1 << top_k))
+    credit = np.zeros((1 << top_k, len(home)))
     worth = np.zeros(top_k)
     for t in range(len(home)):
         worth[:] = _AT_HOME
@@ -93,28 +95,26 @@ def first_credits(
             for k in range(top_k):
                 if mask >> k & 1:
                     total += worth[k]
-            credit[t, mask] = max(total - 1.0, 0.0)
+            credit[mask, t] = max(total - 1.0, 0.0)
     return credit
 
 
 @compiled
-def price_covers(credit: NDArray[np.float64], cover: NDArray[np.float64], block_of: NDArray[np.uint8]) -> None:
-    """Write cover(u) of every type and mask u, [N, M], and the block with u's lowest bit of its cheapest partition."""
-    for t in range(len(credit)):
-        cover[t, 0] = 0.0
-        for mask in range(1, credit.shape[1]):
-            low = mask & -mask
-            rest = mask ^ low
-            others, least = rest, np.inf
-            while True:
-                cost = 1.0 + credit[t, others | low] + cover[t, rest ^ others]
-                if cost < least:
-                    least = cost
-                    block_of[t, mask] = others | low
-                if others == 0:
-                    break
-                others = (others - 1) & rest
-            cover[t, mask] = least
+def price_covers(credit: NDArray[np.float64], cover: NDArray[np.float64]) -> None:
+    """Write cover(u) of every mask u and type, [M, N], by the blocks that can have u's lowest bit."""
+    cover[0] = 0.0
+    for mask in range(1, len(credit)):
+        low = mask & -mask
+        rest, least = mask ^ low, cover[mask]
+        others = rest
+        least[:] = np.inf
+        while True:
+            block, left = credit[others | low], cover[rest ^ others]
+            for t in range(len(least)):
+                least[t] = min(least[t], 1.0 + block[t] + left[t])
+            if others == 0:
+                break
+            others = (others - 1) & rest
 
 
 @compiled
@@ -125,48 +125,84 @@ def cost_masks(
     credit: NDArray[np.float64],
     cover: NDArray[np.float64],
     load_price: NDArray[np.float64],
+    scratch: NDArray[np.float64],
     cost: NDArray[np.float64],
 ) -> None:
     """Write to cost [L, R, S, M] what each rank pays for each mask where a pair served costs it load_price [L]: covers
     and pairs of its own tokens, less what it earns by others.
+
+    scratch: [3 * M * N].
     """
-    (L, R, _, M), full = cost.shape, credit.shape[1] - 1
+    M, N = credit.shape
+    earned, earns, lacks = scratch[: M * N], scratch[M * N : 2 * M * N], scratch[2 * M * N :]
     size = np.array([bit_count(np.int64(mask)) for mask in range(M)])
-    earns, all_earn = np.zeros(M), np.zeros((L, M))
+    _write_rows(cover, M - 1, lacks.reshape(N, M))
+    for way in range(len(load_price)):
+        _earn(credit, load_price[way] * size, earned.reshape(M, N))
+        _write_rows(earned.reshape(M, N), 0, earns.reshape(N, M))
+        _add_up(
+            starts, home, tokens, earns.reshape(N, M), lacks.reshape(N, M), load_price[way] * size, cost[way]
+        )  # fmt: skip
+
+
+@compiled
+def _write_rows(values: NDArray[np.float64], flip: int, rows: NDArray[np.float64]) -> None:
+    """Write to rows [N, M] the values [M, N] of each mask, or of its complement where `flip` is the full mask."""
+    M, N = values.shape
+    for start in range(0, N, _NEIGHBOURS):
+        for mask in range(M):
+            for t in range(start, min(N, start + _NEIGHBOURS)):
+                rows[t, mask ^ flip] = values[mask, t]
+
+
+@compiled
+def _earn(credit: NDArray[np.float64], price: NDArray[np.float64], earned: NDArray[np.float64]) -> None:
+    """Write what a rank earns at most by what it has of a token, [M, N], when it may serve any part of it at
+    price [M].
+    """
+    for mask in range(len(credit)):
+        earned[mask] = credit[mask] - price[mask]
+    if price[-1] > 0.0:
+        _raise_to_parts(earned)
+
+
+@compiled
+def _raise_to_parts(values: NDArray[np.float64]) -> None:
+    """Raise the values of each mask, [M, N], to those of its largest part."""
+    for mask in range(1, len(values)):
+        value, left = values[mask], mask
+        while left:
+            low = left & -left
+            part = values[mask ^ low]
+            for t in range(len(value)):
+                value[t] = max(value[t], part[t])
+            left ^= low
+
+
+@compiled
+def _add_up(
+    starts: NDArray[np.int64],
+    home: NDArray[np.int32],
+    tokens: NDArray[np.float64],
+    earns: NDArray[np.float64],
+    lacks: NDArray[np.float64],
+    price: NDArray[np.float64],
+    cost: NDArray[np.float64],
+) -> None:
+    """Write cost [R, S, M], from what each type pays a rank for what it has, and at home for what it lacks, [N, M]."""
+    (R, _, M), by_all = cost.shape, np.zeros(cost.shape[2])
     for s in range(len(starts) - 1):
-        cost[:, :, s] = 0.0
-        all_earn[:] = 0.0
+        cost[:, s] = 0.0
+        by_all[:] = 0.0
         for t in range(starts[s], starts[s + 1]):
-            for way in range(L):
-                _earn(credit[t], load_price[way], size, earns)
-                own = cost[way, home[t], s]
-                for mask in range(M):
-                    earned = tokens[t] * earns[mask]
-                    all_earn[way, mask] += earned
-                    own[mask] += earned + tokens[t] * (cover[t, full ^ mask] + load_price[way] * size[mask])
-        for way in range(L):
-            for rank in range(R):
-                for mask in range(M):
-                    cost[way, rank, s, mask] -= all_earn[way, mask]
-
-
-@compiled
-def _earn(credit: NDArray[np.float64], load_price: float, size: NDArray[np.int64], earns: NDArray[np.float64]) -> None:
-    """Write what a rank earns by each mask at most, when it may serve any part of it: [M]."""
-    for mask in range(len(earns)):
-        most = credit[mask] - load_price * size[mask]
-        earns[mask] = most if load_price == 0.0 else max(most, _largest_below(earns, mask))
-
-
-@compiled
-def _largest_below(values: NDArray[np.float64], mask: int) -> float:
-    """The largest value, [M], of a part that lacks one expert of `mask`; 0 where there is none."""
-    most, left = 0.0, mask
-    while left:
-        low = left & -left
-        most = max(most, values[mask ^ low])
-        left ^= low
-    return most
+            own, earn, lack, weight = cost[home[t], s], earns[t], lacks[t], tokens[t]
+            for mask in range(M):
+                earned = weight * earn[mask]
+                by_all[mask] += earned
+                own[mask] += earned + weight * (lack[mask] + price[mask])
+        for rank in range(R):
+            for mask in range(M):
+                cost[rank, s, mask] -= by_all[mask]
 
 
 @compiled
@@ -175,7 +211,7 @@ def move_credits(
     home: NDArray[np.int32],
     masks: NDArray[np.uint8],
     load_price: NDArray[np.float64],
-    block_of: NDArray[np.uint8],
+    cover: NDArray[np.float64],
     direction: NDArray[np.float64],
     credit: NDArray[np.float64],
     step: float,
@@ -184,24 +220,42 @@ def move_credits(
     """One step up: credits rise for blocks that tokens would use, and fall for those that columns, masks [R, S], serve
     where a pair costs rank r load_price[r].
 
-    direction [N, M]: the mean of the steps so far, of which `memory` is kept.
+    direction [M, N]: the mean of the steps so far, of which `memory` is kept.
     """
-    full = credit.shape[1] - 1
-    for t in range(len(credit)):
+    full, N = len(credit) - 1, len(home)
+    for mask in range(full + 1):
+        for t in range(N):
+            direction[mask, t] *= memory
+    for t in range(N):
         s = set_of_type[t]
-        direction[t] *= memory
-        left = full & ~np.int64(masks[home[t], s])
+        left = np.int64(full) & ~np.int64(masks[home[t], s])
         while left:
-            block = block_of[t, left]
-            direction[t, block] += 1.0 - memory
-            left &= ~np.int64(block)
+            block = _used(credit[:, t], cover[:, t], left)
+            direction[block, t] += 1.0 - memory
+            left &= ~block
         for rank in range(len(masks)):
             if rank != home[t]:
-                direction[t, _served(credit[t], masks[rank, s], load_price[rank])] -= 1.0 - memory
-        credit[t, 0] = 0.0
-        for mask in range(1, full + 1):
-            # A larger part is worth no less.
-            credit[t, mask] = max(credit[t, mask] + step * direction[t, mask], _largest_below(credit[t], mask))
+                direction[_served(credit[:, t], masks[rank, s], load_price[rank]), t] -= 1.0 - memory
+    for mask in range(1, full + 1):
+        for t in range(N):
+            credit[mask, t] = max(credit[mask, t] + step * direction[mask, t], 0.0)
+    # A larger part is worth no less.
+    _raise_to_parts(credit)
+
+
+@compiled
+def _used(credit: NDArray[np.float64], cover: NDArray[np.float64], mask: np.int64) -> np.int64:
+    """The block with the lowest bit of `mask` in its cheapest partition."""
+    low = mask & -mask
+    rest, least, best = mask ^ low, np.inf, mask
+    others = rest
+    while True:
+        cost = 1.0 + credit[others | low] + cover[rest ^ others]
+        if cost < least:
+            least, best = cost, others | low
+        if others == 0:
+            return best
+        others = (others - 1) & rest
 
 
 @compiled

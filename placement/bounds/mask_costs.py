@@ -15,7 +15,7 @@ it, a further part m changes its cost by at least the sum over e in m of single(
 
 for any weights w > 0. A pair's term depends on what is chosen of the set alone, so it is kept by the same inversion,
 over a. Weights that grow with how often experts are used bound best: the pairs that look cheap anyway then take what
-larger parts save, and those that do not stay out.
+larger parts save, and those that do not stay out. A pair's term is divided between its two by their weights as well.
 """
 
 from typing import NamedTuple
@@ -46,14 +46,13 @@ class Counts(NamedTuple):
 
 
 class PairCounts(NamedTuple):
-    """How little two experts add together beyond what each adds, by those that are chosen, as in `Counts`; the last two
-    indices are the pair. share: float64 [E, E], the part of a pair's term that its first expert takes.
+    """How little two experts add together beyond what each adds, by those that are chosen, as in `Counts`. The last two
+    indices are the pair: its term is divided, and what its first expert takes is here.
     """
 
     two: NDArray[np.int32]
     three: NDArray[np.int32]
     four: NDArray[np.int32]
-    share: NDArray[np.float64]
 
 
 class MaskCosts(NamedTuple):
@@ -77,9 +76,7 @@ def count_masks(sets: NDArray[np.int32], cost: NDArray[np.int32], load: NDArray[
     E = len(load)
     one, two, three, four = (np.zeros((len(cost), *(E,) * size), dtype=np.int32) for size in range(1, LARGEST_SET + 1))
     exact = Counts(one, two, three, four)
-    pairs = PairCounts(
-        two.copy(), three.copy(), four.copy(), weight[:, None] / (weight[:, None] + weight[None, :]).astype(np.float64)
-    )
+    pairs = PairCounts(two.copy(), three.copy(), four.copy())
     for way in range(len(cost)):
         _count(sets, cost[way], weight, way, exact, pairs)
     return MaskCosts(cost[:, :, 0].sum(axis=1, dtype=np.int64), exact, pairs)
@@ -125,7 +122,9 @@ def _write_changes(cost: NDArray[np.int32], change: NDArray[np.int64]) -> None:
 def _write_pairs(
     cost: NDArray[np.int32], weight: NDArray[np.int64], change: NDArray[np.int64], least: NDArray[np.int64]
 ) -> None:
-    """Write each pair's term beside each part of one set, rounded down: [2 ** K, K, K], 0 where they meet."""
+    """Write each pair's term beside each part of one set, rounded down and divided by weight: [2 ** K, K, K], 0 where
+    they meet.
+    """
     full, K = len(cost) - 1, change.shape[1]
     least[:] = 0
     for chosen in range(full + 1):
@@ -142,7 +141,8 @@ def _write_pairs(
                     if others == 0:
                         break
                     others = (others - 1) & rest
-                least[chosen, e, f] = least[chosen, f, e] = lowest
+                least[chosen, e, f] = lowest * weight[e] // (weight[e] + weight[f])
+                least[chosen, f, e] = lowest - least[chosen, e, f]
 
 
 @compiled

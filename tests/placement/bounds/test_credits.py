@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specmoe.placement.bounds.credit_ascent import CreditAscent, can_credit, credit_bound
+from specmoe.placement.bounds.credit_ascent import CreditAscent, can_credit, credit_bound, load_prices, search_work
 from specmoe.placement.bounds.credits import TokenTypes, cost_masks, masks_of, move_credits, price_covers
 from specmoe.placement.bounds.layer_bound import bound_layer
 from specmoe.placement.bounds.mask_costs import count_masks
@@ -31,10 +32,10 @@ def case_with_replicas(seed, slots, experts, top_k, *, slack=None):
 
 
 def random_credits(rng, types, top_k):
-    """Of parts of each token's experts, [N, 2 ** K]: more for larger ones, none for none."""
-    worth = rng.random((len(types.home), top_k)) * 1.5
+    """Of parts of each token's experts, [2 ** K, N]: more for larger ones, none for none."""
+    worth = rng.random((top_k, len(types.home))) * 1.5
     has = (np.arange(1 << top_k)[:, None] >> np.arange(top_k)) & 1
-    return np.maximum(worth @ has.T - rng.random(), 0.0)
+    return np.maximum(has @ worth - rng.random(), 0.0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,8 +82,8 @@ def test_for_any_credits_no_token_pays_less_than_the_price_of_its_cover_less_wha
     case = case_with_replicas(seed, (2, 2, 2), 5, top_k)
     types = TokenTypes.of(case)
     credit, masks = random_credits(rng, types, top_k), np.arange(1 << top_k)
-    cover, block = np.zeros_like(credit), np.zeros(credit.shape, dtype=np.uint8)
-    price_covers(credit, cover, block)
+    cover = np.zeros_like(credit)
+    price_covers(credit, cover)
     held = np.zeros((case.ep_size, len(case.sets)), dtype=np.uint8)
     rows = np.arange(len(types.home))
     for holds in itertools.islice(brute_force.replica_placements((2, 2, 2), 5), 0, None, 37):
@@ -90,9 +91,9 @@ def test_for_any_credits_no_token_pays_less_than_the_price_of_its_cover_less_wha
             masks_of(case.sets, holds[rank].astype(np.uint8), held[rank])
         mask = held[:, types.set_of_type]
         least = brute_force.least_copies(holds, case.sets)[types.set_of_type, types.home]
-        paid = cover[rows, masks[-1] & ~mask[types.home, rows].astype(np.int64)]
+        paid = cover[masks[-1] & ~mask[types.home, rows].astype(np.int64), rows]
         for rank in range(case.ep_size):
-            paid -= np.where(types.home == rank, 0.0, credit[rows, mask[rank]])
+            paid -= np.where(types.home == rank, 0.0, credit[mask[rank], rows])
         assert (paid <= least + 1e-9).all()
 
 
@@ -103,10 +104,11 @@ def test_at_any_price_of_load_no_dispatch_that_keeps_the_cap_costs_less_than_its
     case = case_with_replicas(seed, (2, 2, 2), 4, top_k, slack=0.15)
     types, prices = TokenTypes.of(case), np.array([0.0, rng.random() / 2, rng.random()])
     credit = random_credits(rng, types, top_k)
-    cover, block = np.zeros_like(credit), np.zeros(credit.shape, dtype=np.uint8)
-    price_covers(credit, cover, block)
+    cover = np.zeros_like(credit)
+    price_covers(credit, cover)
     cost = np.zeros((3, 3, len(case.sets), 1 << top_k))
-    cost_masks(types.starts, types.home, types.tokens, credit, cover, prices, cost)
+    scratch = np.zeros(3 * credit.size)
+    cost_masks(types.starts, types.home, types.tokens, credit, cover, prices, scratch, cost)
     held, ranks = np.zeros(len(case.sets), dtype=np.uint8), range(3)
     for holds, dispatch in itertools.islice(brute_force.dispatches((2, 2, 2), 4), seed % 23, None, 23):
         paid = brute_force.cost_of_dispatch(case, holds, dispatch, choice)
@@ -121,21 +123,21 @@ def test_at_any_price_of_load_no_dispatch_that_keeps_the_cap_costs_less_than_its
 
 def test_a_credit_falls_for_the_smallest_part_that_earns_a_column_most():
     # One token at home on rank 0, its two experts on rank 1, by whom one of them is worth as much as both.
-    credit = np.array([[0.0, 0.5, 0.0, 0.5]])
-    zero, block_of = np.zeros(1, dtype=np.int32), np.zeros((1, 4), dtype=np.uint8)
-    block_of[0, 1:] = [1, 2, 3]
-    masks = np.array([[3], [3]], dtype=np.uint8)
+    credit, cover = np.array([[0.0], [0.5], [0.0], [0.5]]), np.zeros((4, 1))
+    price_covers(credit, cover)
+    masks, zero = np.array([[3], [3]], dtype=np.uint8), np.zeros(1, dtype=np.int32)
     for load_price, fallen in ((0.1, 0.4), (0.6, 0.5)):
         moved = credit.copy()
-        move_credits(zero, zero, masks, np.full(2, load_price), block_of, np.zeros((1, 4)), moved, 0.1, 0.0)
+        move_credits(zero, zero, masks, np.full(2, load_price), cover, np.zeros((4, 1)), moved, 0.1, 0.0)
         # Where a pair costs more than it earns none is served.
-        assert moved[0] == pytest.approx([0.0, fallen, 0.0, 0.5])
+        assert moved[:, 0] == pytest.approx([0.0, fallen, 0.0, 0.5])
 
 
 @pytest.mark.parametrize("slack", [None, 0.05], ids=["free", "capped"])
 def test_what_is_proven_is_what_all_columns_give_at_the_credits(slack):
     case = case_with_replicas(5, (2, 3, 2), 5, 3, slack=slack)
-    ascent = CreditAscent(case)
+    ascent = CreditAscent(case, load_prices(case, PLENTY))
+    assert len(ascent.load_price) == (1 if slack is None else 2)
     for _ in range(10):
         ascent.guess(fresh=False)
         ascent.climb(0.1)
@@ -179,8 +181,28 @@ def test_the_cheapest_column_is_the_one_that_enumeration_finds(experts, top_k, s
     unsought = cheapest_column(counted, constant, price, slots, best, PLENTY)
     assert not unsought.is_found
     assert unsought.bound >= best
-    for work in (0, 10**3, 10**4):
+    for work in (0, 10**3, 3 * 10**3, 10**4, 3 * 10**4, 10**5):
         assert cheapest_column(counted, constant, price, slots, np.inf, work).bound <= best
+
+
+def test_credits_that_counts_cannot_hold_prove_nothing():
+    case = case_with_replicas(5, (2, 3, 2), 5, 3)
+    ascent = CreditAscent(case, load_prices(case, PLENTY))
+    ascent.credit[-1] *= 1e9
+    assert ascent.prove(PLENTY) == 0.0
+
+
+def test_load_has_a_price_where_the_cap_can_bind_and_the_work_is_enough():
+    free, capped = (case_with_replicas(1, (2, 2, 2), 5, 2, slack=slack) for slack in (None, 0.1))
+    enough = search_work(capped)
+    assert load_prices(free, PLENTY).tolist() == load_prices(capped, enough - 1).tolist() == [0.0]
+    assert len(load_prices(capped, enough)) == 2
+
+
+def test_a_search_is_easier_where_some_experts_stand_out():
+    case = case_with_replicas(1, (3, 3), 6, 2)
+    even, uneven = (replace(case, load=np.array(load)) for load in ([2.0] * 6, [7.0, 1, 1, 1, 1, 1]))
+    assert search_work(uneven) < search_work(even) == pytest.approx(3 * 2 * 20, abs=1)
 
 
 def test_a_climb_that_is_stopped_or_has_no_work_says_nothing():
