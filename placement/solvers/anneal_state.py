@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.copies import Copies, Items, Network
 from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_words, note_holders, ties_of
-from specmoe.placement.solvers.cover_words import fits_words, near_words, word_of
+from specmoe.placement.solvers.cover_words import near_words, word_of, word_width
 
 
 class Move(NamedTuple):
@@ -26,7 +26,8 @@ class Move(NamedTuple):
 
 class State(NamedTuple):
     """held: uint32 [N, R], bit k where the rank holds the item's k-th expert; marks: int64 [N, .], of these ranks;
-    served: int16 [N, K], the rank that serves each of its experts; or, with no row in these, word: int64 [N].
+    served: int16 [N, K], the rank that serves each of its experts; or, with no row in these, word: int64 [N], of
+    `width` bits a rank.
     copies: float64 [N], of a token of the item; near: int64 [R], as of `near_words`; load: float64 [R].
 
     place: int8 [N * K], the k that `items.rows` means; begin: int64 [E, R + 1], where in `items.rows` an expert's items
@@ -40,6 +41,7 @@ class State(NamedTuple):
     marks: NDArray[np.int64]
     served: NDArray[np.int16]
     word: NDArray[np.int64]
+    width: int
     near: NDArray[np.int64]
     copies: NDArray[np.float64]
     load: NDArray[np.float64]
@@ -73,18 +75,17 @@ def new_state(items: Items, copies: Copies, network: Network) -> State:
         cost[t] = cost_of_cover(home, network.node, network.surcharge, served, t, found)
         for k in range(top_k):
             load[served[t, k]] += items.weight[t]
-    fits = fits_words(top_k, ep_size)
-    word = np.zeros(num_items if fits else 0, dtype=np.int64)
+    width = word_width(top_k, ep_size)
+    near = near_words(network.node, width)
+    word = np.zeros(num_items if width else 0, dtype=np.int64)
     for t in range(len(word)):
-        word[t] = word_of(held, t)
+        word[t] = word_of(held, t, width)
     both, both_offsets = _items_of_both(items.experts, len(copies.num_holders))
-    if fits:
+    if width:
         held, marks, served = held[:0], marks[:0], served[:0]
     of_items = _places(items), _begins(items, ep_size), copies.holds, both, both_offsets
     of_move = np.zeros(ep_size), np.zeros((2, ep_size)), np.zeros(2)
-    return State(
-        held, marks, served, word, near_words(network.node), cost, load, *of_items, *of_move, tie, ranks, serves, trial
-    )
+    return State(held, marks, served, word, width, near, cost, load, *of_items, *of_move, tie, ranks, serves, trial)
 
 
 @compiled

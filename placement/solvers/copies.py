@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
 from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_words, note_holders, ties_of
-from specmoe.placement.solvers.cover_words import cost_of_word, fits_words, near_words, word_of
+from specmoe.placement.solvers.cover_words import cost_of_word, near_words, word_of, word_width
 
 
 class Items(NamedTuple):
@@ -199,7 +199,7 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
     Under `cover`, homes on one node that hold none of a set's experts differ in ties at most: one stands for all.
     """
     ep_size, top_k = len(network.node), sets.shape[1]
-    if cover and fits_words(top_k, ep_size):
+    if cover and word_width(top_k, ep_size):
         return _costs_by_words(sets, copies, network)
     node, surcharge = network.node, network.surcharge
     holders, num_holders = copies.holders, copies.num_holders
@@ -233,16 +233,17 @@ def costs_by_home(sets: NDArray[np.int32], cover: bool, copies: Copies, network:
 @compiled
 def _costs_by_words(sets: NDArray[np.int32], copies: Copies, network: Network) -> NDArray[np.float32]:
     """The same under `cover` where a token's word says who holds its experts."""
-    ep_size, near, surcharge = len(network.node), near_words(network.node), network.surcharge
+    ep_size, surcharge, width = len(network.node), network.surcharge, word_width(sets.shape[1], len(network.node))
+    near = near_words(network.node, width)
     full = np.int64((1 << sets.shape[1]) - 1)
     held, marks = np.zeros((1, ep_size), dtype=np.uint32), np.zeros((1, 1), dtype=np.int64)
     cost = np.empty((len(sets), ep_size), dtype=np.float32)
     for s in range(len(sets)):
         held[:] = 0
         note_holders(sets, s, copies.holders, copies.num_holders, held, marks, 0)
-        word = word_of(held, 0)
+        word = word_of(held, 0, width)
         for home in range(ep_size):
-            cost[s, home] = cost_of_word(word, np.int64(home), full, near, surcharge)
+            cost[s, home] = cost_of_word(word, np.int64(home), full, near, surcharge, width)
     return cost
 
 

@@ -25,9 +25,9 @@ def _bits_of(experts: NDArray[np.int32], t: int, a: int, b: int) -> np.int64:
 
 
 @compiled
-def _flipping(i: int, j: int) -> np.int64:
-    """What bits are multiplied by to be flipped in a word, on rank i and on rank j."""
-    return (np.int64(1) << (4 * i)) | (np.int64(1) << (4 * j))
+def _flipping(i: int, j: int, bits: np.int64, width: int) -> np.int64:
+    """What a word is compared with to flip `bits` on rank i and on rank j."""
+    return (bits << (width * i)) | (bits << (width * j))
 
 
 @compiled
@@ -82,14 +82,15 @@ def _half_by_words(items: Items, network: Network, state: State, expert: int, mo
     """What the items of `expert` cost more if it moves alone."""
     rows, place, weights, begin = items.rows, state.place, items.weight, state.begin
     word, copies, holds, near, surcharge = state.word, state.copies, state.holds, state.near, network.surcharge
-    full, flipping, change = (1 << items.experts.shape[1]) - 1, _flipping(move.i, move.j), 0.0
+    full, change, width = (1 << items.experts.shape[1]) - 1, 0.0, state.width
+    flipping = _flipping(move.i, move.j, np.int64(1), width)
     for home in range(holds.shape[0]):
         if _is_moot(expert, home, move, holds):
             continue
         for position in range(begin[expert, home], begin[expert, home + 1]):
             t = rows[position]
             flipped = word[t] ^ (flipping << place[position])
-            change += weights[t] * (cost_of_word(flipped, np.int64(home), full, near, surcharge) - copies[t])
+            change += weights[t] * (cost_of_word(flipped, np.int64(home), full, near, surcharge, width) - copies[t])
     return change
 
 
@@ -98,14 +99,15 @@ def _correction_by_words(items: Items, network: Network, state: State, move: Mov
     """What the items of both experts cost more if these move together than if each does alone."""
     experts, both, homes, weights = items.experts, state.both, items.home, items.weight
     word, copies, near, surcharge = state.word, state.copies, state.near, network.surcharge
-    full, flipping, change = (1 << experts.shape[1]) - 1, _flipping(move.i, move.j), 0.0
+    full, change, width = (1 << experts.shape[1]) - 1, 0.0, state.width
     pair = pair_of(move.a, move.b, len(items.offsets) - 1)
     for position in range(state.both_offsets[pair], state.both_offsets[pair + 1]):
         t = both[position]
-        a, b = _bits_of(experts, t, move.a, move.a), _bits_of(experts, t, move.b, move.b)
-        together = cost_of_word(word[t] ^ (flipping * (a | b)), homes[t], full, near, surcharge)
-        of_a = cost_of_word(word[t] ^ (flipping * a), homes[t], full, near, surcharge)
-        of_b = cost_of_word(word[t] ^ (flipping * b), homes[t], full, near, surcharge)
+        a = _flipping(move.i, move.j, _bits_of(experts, t, move.a, move.a), width)
+        b = _flipping(move.i, move.j, _bits_of(experts, t, move.b, move.b), width)
+        together = cost_of_word(word[t] ^ a ^ b, homes[t], full, near, surcharge, width)
+        of_a = cost_of_word(word[t] ^ a, homes[t], full, near, surcharge, width)
+        of_b = cost_of_word(word[t] ^ b, homes[t], full, near, surcharge, width)
         change += weights[t] * (together - of_a - of_b + copies[t])
     return change
 
@@ -215,7 +217,7 @@ def find_shift(items: Items, network: Network, state: State, move: Move) -> None
 def _shift_by_words(items: Items, state: State, move: Move, expert: int, met: int, shift: NDArray[np.float64]) -> None:
     """Add what the items of `expert` shift, but for those that the expert `met` has counted as well."""
     rows, experts, weights, begin, holds = items.rows, items.experts, items.weight, state.begin, state.holds
-    word, near, full, flipping = state.word, state.near, (1 << experts.shape[1]) - 1, _flipping(move.i, move.j)
+    word, near, full, width = state.word, state.near, (1 << experts.shape[1]) - 1, state.width
     for home in range(holds.shape[0]):
         if _is_moot(expert, home, move, holds):
             continue
@@ -225,9 +227,10 @@ def _shift_by_words(items: Items, state: State, move: Move, expert: int, met: in
             bits = _bits_of(experts, t, move.a, move.b)
             if bits & (bits - 1) and _bits_of(experts, t, elsewhere, elsewhere):
                 continue
-            now = served_word(word[t], np.int64(home), full, near[home])
-            then = served_word(word[t] ^ (flipping * bits), np.int64(home), full, near[home])
-            shift_pairs(now, then, weights[t], shift)
+            flipped = word[t] ^ _flipping(move.i, move.j, bits, width)
+            now = served_word(word[t], np.int64(home), full, near[home], width)
+            then = served_word(flipped, np.int64(home), full, near[home], width)
+            shift_pairs(now, then, weights[t], shift, width)
 
 
 @compiled
@@ -247,11 +250,12 @@ def _move_words(items: Items, network: Network, state: State, move: Move, expert
     """Move `expert` in its items; their copies are right if the other expert stays or has moved before."""
     rows, place, homes, word, copies = items.rows, state.place, items.home, state.word, state.copies
     near, surcharge = state.near, network.surcharge
-    full, flipping = (1 << items.experts.shape[1]) - 1, _flipping(move.i, move.j)
+    full, width = (1 << items.experts.shape[1]) - 1, state.width
+    flipping = _flipping(move.i, move.j, np.int64(1), width)
     for position in range(items.offsets[expert], items.offsets[expert + 1]):
         t = rows[position]
         word[t] ^= flipping << place[position]
-        copies[t] = cost_of_word(word[t], homes[t], full, near, surcharge)
+        copies[t] = cost_of_word(word[t], homes[t], full, near, surcharge, width)
 
 
 @compiled

@@ -1,183 +1,88 @@
-"""The `cover` rule of `cover_rule` within one number: up to 4 experts a token, up to 16 ranks.
+"""The `cover` rule of `cover_rule` within one number, for all ranks at once.
 
-A token's word has 4 bits for each rank, bit k of these where the rank holds the token's k-th expert. What each rank
-offers of the unserved experts, and how many that are, is then counted for all ranks at once (as in H. S. Warren,
-*Hacker's Delight*, 2012, chapter 5), ten times as fast as rank by rank. Numbers are int64 throughout, as numba makes
-floats of signed and unsigned ones together: the shifts below leave no trace of a sign.
+A token's word has as many bits for each rank, bit k of these where the rank holds the token's k-th expert: 4 for up to
+4 experts a token and 16 ranks (`cover_nibbles`), 8 for up to 8 experts and 8 ranks (`cover_bytes`). Words are int64,
+as numba makes floats of signed and unsigned numbers together: shifts leave no trace of a sign, what may overflow wraps.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
+from specmoe.placement.solvers import cover_bytes, cover_nibbles
+from specmoe.placement.solvers.cover_bytes import copies_in_bytes, served_in_bytes, shift_in_bytes
+from specmoe.placement.solvers.cover_nibbles import copies_in_nibbles, served_in_nibbles, shift_in_nibbles
 
-_MOST_EXPERTS, _MOST_RANKS = 4, 16
-# Bit 0 of every rank's four, and other patterns in all of them.
-_ONES, _TWOS, _FOURS = 0x1111111111111111, 0x2222222222222222, 0x4444444444444444
-_EVEN, _LOW = 0x5555555555555555, 0x3333333333333333
-
-
-@compiled
-def fits_words(top_k: int, ep_size: int) -> bool:
-    """Whether the rule fits."""
-    return top_k <= _MOST_EXPERTS and ep_size <= _MOST_RANKS
+_NIBBLE, _BYTE = 4, 8
+_MOST_IN_NIBBLES = cover_nibbles.MOST_EXPERTS, cover_nibbles.MOST_RANKS
+_MOST_IN_BYTES = cover_bytes.MOST_EXPERTS, cover_bytes.MOST_RANKS
 
 
 @compiled
-def near_words(node: NDArray[np.int32]) -> NDArray[np.int64]:
+def word_width(top_k: int, ep_size: int) -> int:
+    """The bits that a rank has in a word, 0 where the rule does not fit."""
+    if top_k <= _MOST_IN_NIBBLES[0] and ep_size <= _MOST_IN_NIBBLES[1]:
+        return _NIBBLE
+    return _BYTE if top_k <= _MOST_IN_BYTES[0] and ep_size <= _MOST_IN_BYTES[1] else 0
+
+
+@compiled
+def near_words(node: NDArray[np.int32], width: int) -> NDArray[np.int64]:
     """int64 [R]: the bits of all ranks on each rank's node; none where the ranks do not fit. node: int32 [R]."""
     near = np.zeros(len(node), dtype=np.int64)
-    for rank in range(len(node) if len(node) <= _MOST_RANKS else 0):
+    for rank in range(len(node) if width else 0):
         for other in range(len(node)):
-            near[rank] |= np.int64(15 * (node[other] == node[rank])) << np.int64(4 * other)
+            if node[other] == node[rank]:
+                near[rank] |= np.int64((1 << width) - 1) << np.int64(width * other)
     return near
 
 
 @compiled
-def word_of(held: NDArray[np.uint32], row: int) -> np.int64:
+def word_of(held: NDArray[np.uint32], row: int, width: int) -> np.int64:
     """The word of a token whose experts are held as `held[row]` says, uint32 [N, R]."""
     word = np.int64(0)
     for rank in range(held.shape[1]):
-        word |= np.int64(held[row, rank]) << np.int64(4 * rank)
+        word |= np.int64(held[row, rank]) << np.int64(width * rank)
     return word
 
 
 @compiled
-def cost_of_word(word: np.int64, home: np.int64, full: np.int64, near: NDArray[np.int64], surcharge: float) -> float:
+def cost_of_word(
+    word: np.int64, home: np.int64, full: np.int64, near: NDArray[np.int64], surcharge: float, width: int
+) -> float:
     """What a token at `home` costs: a copy for each remote rank that serves it, and `surcharge` per other node.
 
     full: all its experts, as bits; near: as of `near_words`.
     """
     if surcharge == 0.0:
-        return float(copies_of_word(word, home, full, near[home]))
-    served = served_word(word, home, full, near[home]) & ~(np.int64(15) << (4 * home))
-    ranks = (served | (served >> 1) | (served >> 2) | (served >> 3)) & _ONES
-    cost, far = float(bit_count(ranks)), ranks & ~near[home]
-    while far:
-        cost += surcharge
-        far &= ~near[bit_count((far & -far) - 1) >> 2]
+        if width == _NIBBLE:
+            return float(copies_in_nibbles(word, home, full, near[home]))
+        return float(copies_in_bytes(word, home, full, near[home]))
+    served = served_word(word, home, full, near[home], width) & ~(np.int64((1 << width) - 1) << (width * home))
+    cost, far = 0.0, served & ~near[home]
+    for rank in range(len(near)):
+        serves = (served >> (width * rank)) & full
+        cost += serves != 0
+        if serves and far & near[rank]:
+            cost += surcharge
+            far &= ~near[rank]
     return cost
 
 
 @compiled
-def copies_of_word(word: np.int64, home: np.int64, full: np.int64, near: np.int64) -> int:
-    """The remote ranks that serve a token at `home`; full: all its experts, as bits; near: the bits of all ranks on the
+def served_word(word: np.int64, home: np.int64, full: np.int64, near: np.int64, width: int) -> np.int64:
+    """Which experts each rank serves for a token at `home`, in the shape of `word`; near: the bits of all ranks on the
     home's node.
     """
-    left = full & ~(word >> (4 * home))
-    unserved = bit_count(left)
-    counts = _counts(word & (left * _ONES))
-    two = counts & ~_ONES
-    # No rank serves two: each expert takes one of its own. A single rank serves up to two that it has both of.
-    if unserved < 2 or two == 0:
-        return unserved
-    four = counts & _FOURS
-    if unserved == 2 or four != 0:
-        return 1
-    three = counts & (counts >> 1) & _ONES
-    if unserved == 3:
-        return 1 if three != 0 else 2
-    if three != 0:
-        return 2
-    block = _served_first(word, home, left, _TWOS & counts, _only(word, left), near)
-    return 2 if _TWOS & _counts(word & ((left & ~block) * _ONES)) else 3
+    if width == _NIBBLE:
+        return served_in_nibbles(word, home, full, near)
+    return served_in_bytes(word, home, full, near)
 
 
 @compiled
-def served_word(word: np.int64, home: np.int64, full: np.int64, near: np.int64) -> np.int64:
-    """Which experts each rank serves for a token at `home`, in the shape of `word`; near: as for `copies_of_word`."""
-    left = full & ~(word >> (4 * home))
-    served = word & (np.int64(15) << (4 * home))
-    only = _only(word, left)
-    if only == left:
-        return served | (word & (left * _ONES))
-    while left:
-        offered = word & (left * _ONES)
-        counts = _counts(offered)
-        most = counts & _FOURS
-        if most == 0:
-            most = (counts & (counts >> 1) & _ONES) << 1
-        if most == 0:
-            most = counts & _TWOS
-        if most == 0:
-            return served | _nearest_of_each(offered, home, near)
-        place = _place_first(word, home, most, only, near)
-        block = (word >> place) & left
-        served |= block << place
-        left &= ~block
-    return served
-
-
-@compiled
-def shift_pairs(now: np.int64, then: np.int64, weight: float, load: NDArray[np.float64]) -> None:
+def shift_pairs(now: np.int64, then: np.int64, weight: float, load: NDArray[np.float64], width: int) -> None:
     """Add to load, float64 [R], `weight` for every expert that a rank serves `then` and not `now`, less the reverse."""
-    fewer, more, differing = _counts(now), _counts(then), now ^ then
-    while differing:
-        place = bit_count((differing & -differing) - 1) & ~3
-        load[place >> 2] += weight * (((more >> place) & 7) - ((fewer >> place) & 7))
-        differing &= ~(np.int64(15) << place)
-
-
-@compiled
-def _counts(word: np.int64) -> np.int64:
-    """How many of each rank's four bits are set, as a number in these."""
-    halves = word - ((word >> 1) & _EVEN)
-    return (halves & _LOW) + ((halves >> 2) & _LOW)
-
-
-@compiled
-def _only(word: np.int64, left: np.int64) -> np.int64:
-    """Which of the experts `left` a single rank holds."""
-    only = np.int64(0)
-    for bit in range(_MOST_EXPERTS):
-        column = (word >> bit) & _ONES
-        only |= np.int64((column & (column - 1)) == 0) << bit
-    return only & left
-
-
-@compiled
-def _nearest(marks: np.int64, home: np.int64) -> int:
-    """The lowest set bit that is on a rank after `home`, else the lowest of all."""
-    behind = marks & ((np.int64(-1) << (4 * home)) << 4)
-    lowest = behind if behind else marks
-    return bit_count((lowest & -lowest) - 1)
-
-
-@compiled
-def _nearest_of_each(offered: np.int64, home: np.int64, near: np.int64) -> np.int64:
-    """Each expert from the nearest rank that offers it, on the home's node where one there does."""
-    served = np.int64(0)
-    for bit in range(_MOST_EXPERTS):
-        column = (offered >> bit) & _ONES
-        if column:
-            own = column & near
-            served |= np.int64(1) << (_nearest(own if own else column, home) + bit)
-    return served
-
-
-@compiled
-def _place_first(word: np.int64, home: np.int64, most: np.int64, only: np.int64, near: np.int64) -> int:
-    """Where the word has the rank that serves first, of those that `most` marks with one bit anywhere in their four."""
-    marks = (most | (most >> 1) | (most >> 2)) & _ONES
-    if marks & near:
-        marks &= near
-    if marks & (marks - 1) and only:
-        counts = _counts(word & (marks * 15) & (only * _ONES))
-        three = counts & (counts >> 1) & _ONES
-        two, one = (counts >> 1) & _ONES, counts & _ONES
-        if three:
-            marks = three
-        elif two:
-            marks = two
-        elif one:
-            marks = one
-    return _nearest(marks, home)
-
-
-@compiled
-def _served_first(
-    word: np.int64, home: np.int64, left: np.int64, most: np.int64, only: np.int64, near: np.int64
-) -> np.int64:
-    """Which of `left` that rank serves."""
-    return (word >> _place_first(word, home, most, only, near)) & left
+    if width == _NIBBLE:
+        shift_in_nibbles(now, then, weight, load)
+    else:
+        shift_in_bytes(now, then, weight, load)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
-from specmoe.placement.solvers.cover_words import fits_words
+from specmoe.placement.solvers.cover_words import word_width
 from specmoe.placement.solvers.effort import annealed_items, annealing_share
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
@@ -155,7 +155,7 @@ def _affordable(problem: LayerProblem) -> float:
     """What the usual number of proposals is multiplied by, as quick as they are priced on this machine."""
     if problem.machine.node.max() > problem.machine.node.min():
         return _LESS_WITH_NODES
-    return _MORE_WITHIN_A_NUMBER if fits_words(problem.sets.sets.shape[1], problem.machine.ep_size) else 1.0
+    return _MORE_WITHIN_A_NUMBER if word_width(problem.sets.sets.shape[1], problem.machine.ep_size) else 1.0
 
 
 def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -9,11 +9,11 @@ from specmoe.placement.solvers.copy_moves import carry_out, find_shift, price
 from specmoe.placement.solvers.cover_rule import cost_of_cover, find_cover, mark_of, mark_words, ties_of
 from specmoe.placement.solvers.cover_words import (
     cost_of_word,
-    fits_words,
     near_words,
     served_word,
     shift_pairs,
     word_of,
+    word_width,
 )
 from specmoe.placement.solvers.expert_sets import rows_by_expert
 
@@ -36,36 +36,40 @@ def marks_of(held):
 
 
 @pytest.mark.parametrize("ranks_per_node", [3, 16])
-@pytest.mark.parametrize("ep_size", [1, 2, 5, 8, 16])
-@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
-def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size, ranks_per_node):
+@pytest.mark.parametrize(
+    ("top_k", "ep_size", "width"),
+    [(k, ranks, 4) for k in (1, 2, 3, 4) for ranks in (1, 2, 5, 8, 16)]
+    + [(k, ranks, 8) for k in (5, 6, 7, 8) for ranks in (1, 2, 5, 8)],
+)
+def test_a_word_is_served_as_the_rule_says_rank_by_rank(top_k, ep_size, width, ranks_per_node):
     rng = np.random.default_rng((top_k, ep_size))
     node, ranks = np.arange(ep_size, dtype=np.int32) // ranks_per_node, np.zeros(ep_size + 1, int)
-    served, tie, near = np.zeros((1, top_k), dtype=np.int16), ties_of(node), near_words(node)
-    assert fits_words(top_k, ep_size)
+    served, tie, near = np.zeros((1, top_k), dtype=np.int16), ties_of(node), near_words(node, width)
+    assert word_width(top_k, ep_size) == width
     for _ in range(400):
         held, home, full = random_held(rng, top_k, ep_size), int(rng.integers(ep_size)), (1 << top_k) - 1
-        load, by_word, word = np.zeros(ep_size), np.zeros(ep_size), word_of(held, 0)
+        load, by_word, word = np.zeros(ep_size), np.zeros(ep_size), word_of(held, 0, width)
         found = find_cover(held, marks_of(held), 0, home, top_k, tie, ranks, ranks.copy(), served, 0)
         np.add.at(load, served[0], 1.0)
-        shift_pairs(0, served_word(word, home, full, near[home]), 1.0, by_word)
+        shift_pairs(0, served_word(word, home, full, near[home], width), 1.0, by_word, width)
         assert by_word.tolist() == load.tolist()
         assert len(set(served[0].tolist()) - {home}) == found
         for surcharge in (0.0, 0.5):
             cost = cost_of_cover(home, node, surcharge, served, 0, found)
-            assert cost_of_word(word, home, full, near, surcharge) == cost
+            assert cost_of_word(word, home, full, near, surcharge, width) == cost
 
 
 def test_more_experts_or_ranks_do_not_fit_a_word():
-    assert not fits_words(5, 4)
-    assert not fits_words(4, 17)
+    assert [word_width(*shape) for shape in ((9, 4), (5, 9), (4, 17))] == [0, 0, 0]
 
 
 CASES = {
     "words": (4, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
     "words on two nodes": (4, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
-    "five experts": (5, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
-    "two nodes": (5, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
+    "words of bytes": (6, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
+    "words of bytes on two nodes": (7, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
+    "nine experts": (9, Network(np.zeros(4, dtype=np.int32), 0.0, np.ones(4))),
+    "two nodes": (9, Network(np.array([0, 0, 1, 1], dtype=np.int32), 0.5, np.ones(4))),
     "many ranks": (5, Network(np.zeros(9, dtype=np.int32), 0.0, np.ones(9))),
     "many ranks on three nodes": (5, Network(np.arange(9, dtype=np.int32) // 3, 0.5, np.ones(9))),
 }
