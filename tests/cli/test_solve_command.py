@@ -50,9 +50,27 @@ def test_it_writes_a_plan_and_shows_what_was_gained(command_line, profile_path, 
     assert "against linear" in out
     assert re.search(r"load imbalance +1\.\d+ mean over layers \(linear's \d\.\d+\)", out)
     assert "Ctrl-C" not in out
+    low, expected, high = expected_range(out)
+    assert 0.0 < low < expected < high
     plan = PlacementPlan.load(tmp_path / "a.plan")
     assert plan.token_affinity is not None
     assert plan.layer_ids.tolist() == [1, 3]
+
+
+def expected_range(out):
+    """The least, expected and most copies on other requests that the command has shown."""
+    shown = re.search(r"([\d.]+) expected on other requests, ([\d.]+) to ([\d.]+) in 19 of 20 cases", out)
+    return float(shown[2]), float(shown[1]), float(shown[3])
+
+
+def test_one_request_alone_is_no_range(command_line, profile_path, tmp_path):
+    profile = RoutingProfile.load(profile_path)
+    alone = replace(profile.sample, request_ids=np.zeros(profile.num_tokens, dtype=np.int32))
+    replace(profile, sample=alone).save(tmp_path / "one.profile")
+    arguments = ("--ep-size", 2, "--attention", "tp", "--best-effort")
+    code, out, _ = command_line("solve", tmp_path / "one.profile", "-o", tmp_path / "a.plan", *arguments)
+    assert code == 0
+    assert re.search(r"\d expected on other requests$", out, flags=re.MULTILINE)
 
 
 def test_json_holds_the_result(command_line, profile_path, tmp_path):
