@@ -22,8 +22,6 @@ from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
 
 _STARTS = 12
-# They are many, so they become fewer from half as many slots on.
-_STARTS_THIN_OUT = 2
 # Annealing begins hot, so it needs no more than a fair start.
 _STARTS_WITH_REPLICAS = 3
 # The part of a time limit for the layers' search; the rest is for seating tokens and for dispatch.
@@ -41,7 +39,7 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     if slots > profile.num_logical_experts:
         starts = max(1, affordable_starts(_STARTS_WITH_REPLICAS, slots))
     else:
-        starts = max(1, affordable_starts(_STARTS, _STARTS_THIN_OUT * slots))
+        starts = max(1, affordable_starts(_STARTS, slots))
     tokens = searched_tokens(sample.num_tokens, profile.top_k, options.seed)
 
     def solve_layer(layer: int) -> TpLayer:

@@ -10,6 +10,7 @@ _ALL_STARTS = 64
 # Annealing makes as many proposals as wanted up to so many slots, and begins as hot; beyond, pairs of slots grow with
 # the square, and so do the meetings that time allows shrink. What has less time to cool must not begin as hot.
 _ALL_PROPOSALS = 128
+_KICKS_PER_SLOT = 0.5
 # An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
 _ITEMS_PER_SLOT = 20
 _FEWEST_ITEMS = 1500
@@ -27,6 +28,11 @@ def searched_tokens(num_tokens: int, top_k: int, seed: int) -> NDArray[np.int64]
 def affordable_starts(wanted: int, num_slots: int) -> int:
     """How many of `wanted` starts a layer with `num_slots` slots on all ranks gets; 0 is possible."""
     return round(wanted * min(1.0, _ALL_STARTS / num_slots))
+
+
+def affordable_kicks(num_slots: int) -> int:
+    """How often a swap search begins anew near the best placement known: the more slots, the more ends there are."""
+    return round(_KICKS_PER_SLOT * num_slots * annealing_share(num_slots))
 
 
 def annealed_items(num_slots: int) -> int:

@@ -122,10 +122,11 @@ class LayerProblem:
         *,
         steps: int = 400,
         patience: int = 50,
+        kicks: int = 0,
         seed: int = 0,
     ) -> NDArray[np.int32]:
-        """int32 [P]: a placement improved by swaps; homes_of_set: float64 [S, R], how many tokens of each set start
-        on each rank.
+        """int32 [P]: a placement improved by `swap_search`; homes_of_set: float64 [S, R], how many tokens of each set
+        start on each rank.
         """
         groups = self.machine.expert_groups
         kind = np.arange(len(start), dtype=np.int32) * groups // len(start)
@@ -143,6 +144,7 @@ class LayerProblem:
                 overload_price=overload_price,
                 steps=steps,
                 patience=patience,
+                kicks=kicks,
                 seed=seed,
             )
             return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.cooling import cooling
 from specmoe.placement.solvers.copies import Copies, set_copies
-from specmoe.placement.solvers.effort import affordable_starts
+from specmoe.placement.solvers.effort import affordable_kicks, affordable_starts
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.load_drift import expected_heaviest
 from specmoe.placement.solvers.margins import Margins, Trial, best_trial, under_margin
@@ -38,6 +38,7 @@ _ANNEALINGS, _FEW_SLOTS = 3, 60
 # Seeds of layers follow each other.
 _SEEDS_APART = 1009
 _SEATINGS, _FEWEST_SEATINGS = 10, 4
+_KICKED_TURNS, _KICKED_PATIENCE = 2, 20
 # The part of a layer's time for a placement to begin with, where annealing follows.
 _STARTS_TIME = 0.3
 
@@ -136,6 +137,8 @@ def solve_tp_layer(
         search = _Search.under(margin, problem, searched, tokens, rows)
         trials.append(_best_start(search, redrawn, starting, starts, seed))
     search, place = best_trial(trials, problem.machine.allowed_imbalance).found
+    if not has_replicas:
+        place = _kicked(search, place, options, seed)
     problem = search.problem
     search, copies = _best_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
@@ -179,6 +182,25 @@ def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32
         cost = search.problem.copies_by_home(place)
         homes = search.seat(cost, temperature)
     return place, search.price, search.expected(homes, cost)
+
+
+def _kicked(search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int) -> NDArray[np.int32]:
+    """The placement bettered by searches that begin anew near it, homes alternating; the search's prices go with it."""
+    kicks = affordable_kicks(int(search.problem.machine.slots.sum()))
+    cost = search.problem.copies_by_home(place)
+    homes = search.seat(cost, _TEMPERATURES[-1])
+    best = search.expected(homes, cost)
+    for turn in range(_KICKED_TURNS):
+        if options.is_over:
+            break
+        own, homes_of_set = replace(search, price=search.price.copy()), search.homes_of_set(homes)
+        kicked = own.searched.search(homes_of_set, place, patience=_KICKED_PATIENCE, kicks=kicks, seed=seed + turn)
+        cost = own.problem.copies_by_home(kicked)
+        homes = own.seat(cost, _TEMPERATURES[-1])
+        if own.expected(homes, cost) >= best:
+            break
+        place, search.price, best = kicked, own.price, own.expected(homes, cost)
+    return place
 
 
 def _best_replicas(

@@ -78,7 +78,7 @@ def test_the_expected_figure_is_of_orders_that_the_search_has_not_seen(monkeypat
         seeds.append(seed)
         return simulated_shares(pull, lengths, orders=orders, seed=seed)
 
-    monkeypatch.setattr("specmoe.placement.solvers.auto_dp.simulated_shares", noted)
+    monkeypatch.setattr("specmoe.placement.solvers.dp_search.simulated_shares", noted)
     solve(FIT, 4, max_imbalance=1.2, bound_seconds=0)
     assert seeds[-1] not in seeds[:-1]
 

@@ -2,9 +2,14 @@
 
 import pytest
 
-from specmoe.placement.solvers.effort import annealing_share
+from specmoe.placement.solvers.effort import affordable_kicks, annealing_share
 
 
 @pytest.mark.parametrize(("slots", "share"), [(40, 1.0), (128, 1.0), (256, 0.25), (1280, 0.01)])
 def test_annealing_shrinks_with_the_pairs_of_slots_past_those_of_128(slots, share):
     assert annealing_share(slots) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("slots", "kicks"), [(8, 4), (64, 32), (128, 64), (256, 32), (1280, 6)])
+def test_searches_begin_anew_more_often_with_more_slots_while_that_is_affordable(slots, kicks):
+    assert affordable_kicks(slots) == kicks

@@ -47,7 +47,7 @@ def test_swaps_find_the_best_placement_that_enumeration_finds(seed):
     legal = [place for place in itertools.product((0, 1), repeat=6) if sum(place) == 3 and cap.is_kept(np.array(place))]
     found, reported = swap_search(
         sets, price, cap, np.array([0, 0, 0, 1, 1, 1], dtype=np.int32),
-        kind=np.zeros(6, dtype=np.int32), overload_price=30.0, steps=100, patience=50, seed=0,
+        kind=np.zeros(6, dtype=np.int32), overload_price=30.0, steps=100, patience=50, kicks=0, seed=0,
     )  # fmt: skip
     assert cap.is_kept(found)
     assert cost(found) == pytest.approx(min(map(cost, legal)))
@@ -73,15 +73,17 @@ def test_a_part_of_a_pair_above_the_cap_is_not_worth_any_number_of_copies():
     assert (np.bincount(found[:2]) == 1).all()
 
 
-def test_the_cost_of_many_swaps_adds_up_with_empty_places_and_slow_ranks():
+@pytest.mark.parametrize(("kicks", "patience"), [(0, 300), (20, 10)])
+def test_the_cost_of_many_swaps_adds_up_with_empty_places_and_slow_ranks(kicks, patience):
     rng = np.random.default_rng(7)
     sets = random_sets(rng, 500, 70, 5).astype(np.int32)
     price, load = rng.random((500, 6)), np.append(rng.integers(1, 9, size=70), [0, 0]).astype(float)
     cap = LoadCap(load=load, speed=np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.5]), ceiling=1.02 * load.sum() / 5.5)
     start = np.arange(72, dtype=np.int32) % 6
     found, reported = swap_search(
-        sets, price, cap, start, kind=np.zeros(72, dtype=np.int32), overload_price=3.0, steps=300, patience=300, seed=0
-    )
+        sets, price, cap, start, kind=np.zeros(72, dtype=np.int32),
+        overload_price=3.0, steps=300, patience=patience, kicks=kicks, seed=0,
+    )  # fmt: skip
     touched = np.zeros((500, 6))
     touched[np.arange(500)[:, None], found[sets]] = 1
     filled = np.bincount(found, weights=load) / cap.speed
@@ -90,6 +92,25 @@ def test_the_cost_of_many_swaps_adds_up_with_empty_places_and_slow_ranks():
     touched[:] = 0
     touched[np.arange(500)[:, None], start[sets]] = 1
     assert reported < 0.9 * (touched * price).sum()
+
+
+def test_beginning_anew_near_the_best_placement_finds_more_than_as_many_random_starts():
+    rng = np.random.default_rng(0)
+    topics = np.argsort(rng.random((60, 96)), axis=1)[:, :9]
+    sets = np.stack([rng.choice(topics[topic], size=6, replace=False) for topic in rng.integers(60, size=1500)])
+    load = np.bincount(sets.ravel(), minlength=96).astype(float)
+    cap = LoadCap(load=load, speed=np.ones(8), ceiling=1.1 * load.sum() / 8)
+
+    def least(start, kicks):
+        return swap_search(
+            sets.astype(np.int32), np.ones((1500, 8)), cap, start, kind=np.zeros(96, dtype=np.int32),
+            overload_price=3.0, steps=400, patience=20, kicks=kicks, seed=0,
+        )[1]  # fmt: skip
+
+    starts = [rng.permutation(np.arange(96, dtype=np.int32) % 8) for _ in range(64)]
+    anew = [least(start, kicks=15) for start in starts[::16]]
+    at_random = [min(least(start, kicks=0) for start in starts[first : first + 16]) for first in range(0, 64, 16)]
+    assert np.mean(anew) < np.mean(at_random)
 
 
 def random_copies(rng, ranks, experts):
