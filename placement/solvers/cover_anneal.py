@@ -43,14 +43,19 @@ def anneal_copies(
     hot: float,
     cold: float,
     keep_best: bool,
+    load: NDArray[np.float64],
     seed: int,
 ) -> None:
     """Anneal in place, to the last state, or with `keep_best` to the best one; `dispatch` is left as it was.
 
-    ceiling: pairs per unit of speed; hot, cold: first and last temperature, in tokens.
+    ceiling: pairs per unit of speed; hot, cold: first and last temperature, in tokens; load: float64 [R], what ranks
+    serve to begin with by a dispatch that evens out loads, empty where equals are left to the nearest. What such a
+    dispatch shifts is taken to stay as it is.
     """
     np.random.seed(seed)
     state = new_state(items, copies, network)
+    if len(load):
+        state.load[:] = load
     halves = nothing_known(copies)
     over = overload(state.load, state.shift, network, ceiling)
     now = (items.weight * state.copies).sum() + overload_price * over

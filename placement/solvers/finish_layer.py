@@ -7,16 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.plan import ReplicaChoice
-from specmoe.placement.solvers.copies import Copies, Items, Network, copies_from, serve_items
-from specmoe.placement.solvers.dispatch_search import improve_dispatch
+from specmoe.placement.solvers.copies import Copies, Items, Network, serve_items
+from specmoe.placement.solvers.dispatched import dispatched
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.replicated_layer import heaviest_items, items_of, network_of, settle
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 # Loads this close above the ceiling are rounding.
 _TOLERANCE = 1e-9
-_SPREAD_PRICE = 0.02
-_DISPATCH_PASSES = 6
 # Copies mostly keep the cap after a few moves; the first repair makes so many, the others all that settling takes.
 _REPAIR_EFFORTS = (0.25, 1.0, 1.0, 1.0)
 # Items that stand for all when the dispatch is chosen.
@@ -50,18 +48,28 @@ def finish_layer(
     weighed = heaviest_items(problem, homes_of_set, _DISPATCHED_ITEMS)
     has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
     before = _served(items, copies, network, cover=True).cost
-    dispatched = _dispatched(problem, copies, weighed, choice)
-    served = _served(items, dispatched, network, cover=choice == "cover")
+    best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
+    served = _served(items, best, network, cover=choice == "cover")
     for repair, effort in enumerate(_REPAIR_EFFORTS if has_replicas else ()):
         if served.relative_load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
             break
         ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
         price = OVERLOAD_PRICES[1]
-        settle(problem, copies, homes_of_set, seed + repair, ceiling=ceiling, overload_price=price, effort=effort)
-        dispatched = _dispatched(problem, copies, weighed, choice)
-        served = _served(items, dispatched, network, cover=choice == "cover")
-    other = _dispatched(problem, copies, weighed, "static" if choice == "cover" else "cover")
-    static, cover = (dispatched, other) if choice == "static" else (other, dispatched)
+        settle(
+            problem,
+            copies,
+            homes_of_set,
+            seed + repair,
+            ceiling=ceiling,
+            overload_price=price,
+            effort=effort,
+            choice=choice,
+        )
+        best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
+        served = _served(items, best, network, cover=choice == "cover")
+    other_choice: ReplicaChoice = "static" if choice == "cover" else "cover"
+    other = dispatched(weighed, copies, network, problem.cap.ceiling, other_choice)
+    static, cover = (best, other) if choice == "static" else (other, best)
     after = served.cost if choice == "cover" else _served(items, cover, network, cover=True).cost
     return LayerChoice(
         holds=copies.holds.astype(np.bool_),
@@ -69,22 +77,6 @@ def finish_layer(
         cover_dispatch=cover.dispatch,
         cost_of_finish=after - before,
     )
-
-
-def _dispatched(problem: LayerProblem, copies: Copies, items: Items, choice: ReplicaChoice) -> Copies:
-    """The same copies with the dispatch that costs least under the cap, and spreads load among equals."""
-    state = copies_from(copies.holds.astype(np.bool_))
-    improve_dispatch(
-        items,
-        choice == "cover",
-        state,
-        network_of(problem),
-        problem.cap.ceiling,
-        OVERLOAD_PRICES[1],
-        _SPREAD_PRICE,
-        _DISPATCH_PASSES,
-    )
-    return state
 
 
 class _Served(NamedTuple):

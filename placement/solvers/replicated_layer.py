@@ -5,10 +5,12 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.plan import ReplicaChoice
 from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, copies_from, costs_by_home
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.cover_words import word_width
+from specmoe.placement.solvers.dispatched import dispatched_load
 from specmoe.placement.solvers.effort import annealed_items, annealing_share
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
@@ -29,6 +31,8 @@ _MORE_WITHIN_A_NUMBER = 1.5
 _LESS_WITH_NODES = 0.25
 # Past so many ranks they become fewer again.
 _MANY_RANKS = 16
+# No loads told: each token goes to the nearest among equals.
+_NEAREST = np.zeros(0)
 # When copies settle, so many times more items stand for all.
 _SETTLED = 4
 
@@ -117,8 +121,14 @@ def anneal_rounds(
             hottest * cooling**turn,
             hottest * cooling ** (turn + 1),
             False,
+            _NEAREST,
             seed * ANNEALING_ROUNDS + turn,
         )
+
+
+def settled_items(problem: LayerProblem, homes_of_set: NDArray[np.float64]) -> Items:
+    """The items by which copies settle."""
+    return heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
 
 
 def settle(
@@ -130,15 +140,17 @@ def settle(
     ceiling: float,
     overload_price: float,
     effort: float = 1.0,
+    choice: ReplicaChoice = "cover",
 ) -> None:
     """Anneal in place at the coldest temperature, by many items, to the best state; ceiling: pairs per speed; effort:
-    the part of the usual proposals.
+    the part of the usual proposals; choice: by which the dispatch evens out loads.
     """
-    items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
+    items = settled_items(problem, homes_of_set)
     heat = annealing_share(int(problem.machine.slots.sum()))
     cold = _COLD * heat * float(items.weight.sum()) * problem.machine.dearest_copy
-    proposals = round(effort * _proposals_per_round(problem))
-    anneal_copies(items, copies, network_of(problem), ceiling, overload_price, proposals, cold, cold / 3, True, seed)
+    proposals, network = round(effort * _proposals_per_round(problem)), network_of(problem)
+    load = dispatched_load(items, copies, network, ceiling, choice)
+    anneal_copies(items, copies, network, ceiling, overload_price, proposals, cold, cold / 3, True, load, seed)
 
 
 def _proposals_per_round(problem: LayerProblem) -> int:

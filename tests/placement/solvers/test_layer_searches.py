@@ -13,6 +13,7 @@ from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.expert_sets import expert_sets, rows_by_expert
 from specmoe.placement.solvers.home_prices import priced_shares
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
+from specmoe.placement.solvers.replicated_layer import settle
 from specmoe.placement.solvers.swap_search import LoadCap, swap_search
 from specmoe.placement.solvers.token_rows import TokenRows
 from specmoe.placement.topology import Topology
@@ -113,6 +114,34 @@ def test_beginning_anew_near_the_best_placement_finds_more_than_as_many_random_s
     assert np.mean(anew) < np.mean(at_random)
 
 
+def test_copies_settle_by_the_loads_that_their_dispatch_gives():
+    # By the nearest copy rank 1 would serve expert 0 alone, for homes 0 and 3; the dispatch shares it out.
+    ids = np.repeat(np.array([0, 0, 1, 2], dtype=np.uint8), 100)
+    profile = RoutingProfile(
+        layer_ids=np.zeros(1, dtype=np.int32),
+        expert_counts=np.array([[200, 100, 100]]),
+        num_logical_experts=3,
+        top_k=1,
+        num_tokens=400,
+        sample=RoutingSample(expert_ids=ids[:, None, None]),
+    )
+    machine = Machine(
+        slots=np.ones(4, dtype=np.int32),
+        speed=np.ones(4),
+        node=np.zeros(4, dtype=np.int32),
+        link=1.0 - np.eye(4),
+        surcharge=0.0,
+        max_imbalance=1.05,
+        allowed_imbalance=1.05,
+    )
+    problem = LayerProblem.of(profile, 0, machine)
+    homes_of_set = np.array([[100, 0, 0, 100], [100, 0, 0, 0], [0, 0, 0, 100]], dtype=float)
+    holds = np.array([[0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=np.bool_)
+    copies = copies_from(holds)
+    settle(problem, copies, homes_of_set, 0, ceiling=problem.cap.ceiling, overload_price=30.0)
+    assert np.array_equal(copies.holds, holds)
+
+
 def random_copies(rng, ranks, experts):
     holds = np.zeros((ranks, experts), dtype=np.bool_)
     holds[rng.integers(ranks, size=experts), np.arange(experts)] = True
@@ -191,7 +220,7 @@ def test_annealing_saves_copies_and_keeps_slots_cap_and_every_expert(ranks, prop
         return by_home[np.arange(tokens), items.home].sum()
 
     before = cost()
-    anneal_copies(items, copies, network, 1.3 * 200, 3.0, proposals, 5.0, 0.01, True, 0)
+    anneal_copies(items, copies, network, 1.3 * 200, 3.0, proposals, 5.0, 0.01, True, np.zeros(0), 0)
     assert cost() < left * before
     assert copies.holds.sum(axis=1).tolist() == [4] * ranks
     assert copies.holds.sum(axis=0).min() == 1
