@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.pair_layer import MOST_COLUMNS, count_columns
 from specmoe.placement.options import SolveOptions
 
-# What makes a program small: columns of all ranks, and tokens' blocks.
-MOST_COLUMNS = 1000
+# What makes a program small, beside few columns: tokens' blocks.
 _MOST_BLOCKS = 20_000
 # The solver's own tolerances, as a share of the cost.
 _TOLERANCE = 1e-6
@@ -47,11 +47,6 @@ def can_program(case: LayerCase) -> bool:
     columns = count_columns(case.num_experts, case.slots)
     blocks = int(np.count_nonzero(case.homes_of_set)) * 4 ** case.sets.shape[1]
     return columns <= MOST_COLUMNS and blocks <= _MOST_BLOCKS and case.num_tokens > 0
-
-
-def count_columns(num_experts: int, slots: NDArray[np.int32]) -> int:
-    """In how many ways the ranks, one by one, can be filled; slots: [R]."""
-    return sum(math.comb(num_experts, int(count)) for count in slots)
 
 
 @dataclass(kw_only=True)

@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.bounds.best_pairs import ServedChoice, best_pairs
 from specmoe.placement.bounds.companions import companions_bound
 from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
 from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.pair_layer import can_pair
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
 from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
 from specmoe.placement.bounds.replica_bound import replica_bound
-from specmoe.placement.bounds.served_program import ServedChoice, best_served, can_serve
+from specmoe.placement.bounds.served_program import best_served, can_serve
 from specmoe.placement.options import SolveOptions
 
 # The part of a layer's work that goes to the question of any homes, and to nodes where they count.
@@ -29,6 +31,8 @@ _ANY_HOMES = 0.25
 _NODES = 0.25
 # A gap above this share of the bound says little about the plan.
 _WEAK = 0.25
+# Programs are mostly of no help with a gap up to this share under `cover`, and take much longer than the search.
+_OPEN_BY_COVER = 0.02
 # A search by credits that was cut short is mostly below this share of the plan's cost.
 _ENOUGH = 0.6
 # More than products of copies and surcharges can be off in float64.
@@ -129,7 +133,7 @@ def can_settle(case: LayerCase, options: SolveOptions) -> bool:
     """Whether the best placement is what `settle_layer` looks for: free of groups, links alike, few replicas."""
     if case.surcharge > 0 or options.group_limited:
         return False
-    return not case.has_replicas or can_program(case)
+    return not case.has_replicas or can_pair(case) or can_program(case)
 
 
 def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
@@ -137,7 +141,7 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
     if not can_settle(case, options):
         return bound_layer(case, options, work)
     if case.has_replicas:
-        return _settle_copies(case, options, work)
+        return _settle_pairs(case, options, work) if can_pair(case) else _settle_copies(case, options, work)
     problem = ranks_of(case)
     ascent = ascend(problem, case.rank_of_expert, work)
     # No placement costs more than one copy per pair, so a plan that breaks the cap is no limit.
@@ -157,8 +161,25 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
     )
 
 
+def _settle_pairs(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
+    """The same with replicas, for up to two experts a token; the programs take on what it leaves open."""
+    served = best_pairs(case, options, work)
+    bound = served.bound
+    open_share = _OPEN_BY_COVER if case.replica_choice == "cover" else 0.0
+    if bound * (1 + open_share) < served.cost and not options.is_over:
+        known = case if served.holds is None else replace(case, holds=served.holds, cost=served.cost, is_legal=True)
+        program = _settle_copies(known, options, work)
+        bound = max(bound, program.with_homes)
+        if program.served is not None and program.served.holds is not None:
+            served = program.served
+    if np.isinf(bound):
+        return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)
+    cost = served.cost if np.isfinite(served.cost) else case.cost
+    return LayerBound(with_homes=bound, any_homes=0.0, is_weak=is_weak(bound, cost), cost=cost, served=served)
+
+
 def _settle_copies(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
-    """The same with replicas."""
+    """The same by integer programs."""
     choice = best_copies(case, options, work)
     if np.isinf(choice.bound):
         return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)

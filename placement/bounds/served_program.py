@@ -11,12 +11,13 @@ those of a dispatch, so what is found keeps the cap, and what is proven holds fo
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.placement.bounds.best_pairs import ServedChoice
 from specmoe.placement.bounds.copies_program import CopiesChoice, can_program
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.options import SolveOptions
@@ -30,18 +31,6 @@ _LARGEST_SET = 2
 # The best dispatch of one placement may take this part of the work.
 _DISPATCH_SHARE = 4
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedChoice:
-    """bound: nothing that keeps the cap costs less; infinite where nothing keeps it. holds: bool [R, E] and dispatch:
-    int32 [R, E], the ranks named, of what was found to cost less than the plan; None where nothing was.
-    """
-
-    bound: float
-    cost: float
-    holds: NDArray[np.bool_] | None = None
-    dispatch: NDArray[np.int32] | None = None
 
 
 def can_serve(case: LayerCase) -> bool:

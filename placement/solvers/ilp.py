@@ -2,14 +2,14 @@
 
 `auto`'s search finds the tables, and so the homes, under the whole load cap. `bounds/prove.py` then finds the best
 placement for those homes, as a choice of one column of experts per rank (`bounds/partition.py`, and with replicas, for
-few experts, `bounds/copies_program.py` and `bounds/served_program.py`). Other tables might allow less: the proof is
-over all placements with these homes.
+few experts, `bounds/best_pairs.py`, `bounds/copies_program.py` and `bounds/served_program.py`). Other tables might
+allow less: the proof is over all placements with these homes.
 """
 
 from dataclasses import replace
 
 from specmoe.errors import UsageError
-from specmoe.placement.bounds.copies_program import MOST_COLUMNS, count_columns
+from specmoe.placement.bounds.pair_layer import MOST_COLUMNS, count_columns
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.plan import PlacementPlan
 from specmoe.placement.solvers.auto_dp import auto_dp

@@ -65,10 +65,10 @@ def test_many_columns_are_left_to_the_bounds(experts, slots, expected):
 @pytest.mark.parametrize(("method", "bound_seconds", "expected"), [("auto", 0.0, 0), ("auto", 0.1, 2), ("ilp", 0.0, 2)])
 def test_the_program_needs_a_budget_unless_it_is_the_method(method, bound_seconds, expected, monkeypatch):
     rng = np.random.default_rng(0)
-    ids = np.argsort(rng.random((200, 2, 4)), axis=2)[:, :, :2].astype(np.uint8)
+    ids = np.argsort(rng.random((200, 2, 4)), axis=2)[:, :, :3].astype(np.uint8)
     counts = np.stack([np.bincount(ids[:, layer].ravel(), minlength=4) for layer in range(2)])
     profile = RoutingProfile(
-        layer_ids=np.arange(2, dtype=np.int32), expert_counts=counts, num_logical_experts=4, top_k=2,
+        layer_ids=np.arange(2, dtype=np.int32), expert_counts=counts, num_logical_experts=4, top_k=3,
         num_tokens=200, sample=RoutingSample(expert_ids=ids),
     )  # fmt: skip
     tried = []
