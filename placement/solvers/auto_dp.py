@@ -71,7 +71,9 @@ def auto_dp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
     table = None if affinity is None else affinity_tensor(affinity, search.requests, vocabulary_size(profile))
     homes = dp_homes(sample.request_ids, sample.token_ids, table, sample.num_tokens, topology.ep_size)
     layers = search.each_layer(
-        lambda layer: finish_layer(search.problems[layer], copies[layer], homes, choice, options.seed + layer)
+        lambda layer: finish_layer(
+            search.problems[layer], copies[layer], homes, choice, options.seed + layer, may_search=not options.is_over
+        )
     )
     tables = {} if table is None else {"token_affinity": table}
     return assemble(profile, topology, options, layers, method="auto", expected=expected, spread=spread, **tables)

@@ -74,7 +74,9 @@ def auto_tp(profile: RoutingProfile, topology: Topology, options: SolveOptions, 
 
     def finish(layer: int) -> LayerChoice:
         problem = LayerProblem.of(profile, layer, machine)
-        return finish_layer(problem, solved[layer].copies, homes[layer], choice, options.seed + layer)
+        return finish_layer(
+            problem, solved[layer].copies, homes[layer], choice, options.seed + layer, may_search=not options.is_over
+        )
 
     with ThreadPoolExecutor(options.workers) as pool:
         choices: list[LayerChoice] = []

@@ -10,13 +10,23 @@ from specmoe.placement.plan import ReplicaChoice
 from specmoe.placement.solvers.copies import Copies, Items, Network, serve_items
 from specmoe.placement.solvers.dispatched import dispatched
 from specmoe.placement.solvers.layer_problem import LayerProblem
-from specmoe.placement.solvers.replicated_layer import heaviest_items, items_of, network_of, settle
+from specmoe.placement.solvers.least_load import least_load
+from specmoe.placement.solvers.replicated_layer import (
+    ANNEALING_ROUNDS,
+    anneal_rounds,
+    heaviest_items,
+    items_of,
+    network_of,
+    settle,
+)
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 # Loads this close above the ceiling are rounding.
 _TOLERANCE = 1e-9
 # Copies mostly keep the cap after a few moves; the first repair makes so many, the others all that settling takes.
 _REPAIR_EFFORTS = (0.25, 1.0, 1.0, 1.0)
+# Where these end above the cap, copies are annealed anew, so many times: another end may keep it.
+_ANEW = 4
 # Items that stand for all when the dispatch is chosen.
 _DISPATCHED_ITEMS = 50_000
 
@@ -34,11 +44,18 @@ class LayerChoice:
 
 
 def finish_layer(
-    problem: LayerProblem, copies: Copies, homes: NDArray[np.int32], choice: ReplicaChoice, seed: int
+    problem: LayerProblem,
+    copies: Copies,
+    homes: NDArray[np.int32],
+    choice: ReplicaChoice,
+    seed: int,
+    *,
+    may_search: bool = False,
 ) -> LayerChoice:
     """The layer with the best dispatch found; homes: int32 [T], where the plan seats the sample's tokens.
 
-    Where `choice` puts a rank above the cap that the plan must keep, copies move until it does not, if they can.
+    Where `choice` puts a rank above the cap that the plan must keep, copies move until it does not, if they can;
+    may_search: whether they are annealed anew where moving a few does not do.
     """
     sets = problem.sets
     cells = sets.set_of_token.astype(np.int64) * problem.machine.ep_size + homes
@@ -46,14 +63,19 @@ def finish_layer(
     homes_of_set = homes_of_set.reshape(-1, problem.machine.ep_size)
     items, network = items_of(problem, homes_of_set), network_of(problem)
     weighed = heaviest_items(problem, homes_of_set, _DISPATCHED_ITEMS)
-    has_replicas = int(copies.num_holders.sum()) > problem.num_logical_experts
+
+    def end() -> _Ended:
+        best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
+        return _Ended(best, _served(items, best, network, cover=choice == "cover"))
+
     before = _served(items, copies, network, cover=True).cost
-    best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
-    served = _served(items, best, network, cover=choice == "cover")
-    for repair, effort in enumerate(_REPAIR_EFFORTS if has_replicas else ()):
-        if served.relative_load.max() <= problem.allowed_ceiling * (1 + _TOLERANCE):
+    least = ended = end()
+    for repair, effort in enumerate(_repairs(problem, may_search)):
+        if ended.is_within(problem.allowed_ceiling):
             break
-        ceiling = problem.allowed_ceiling * (1.0 - 0.01 * repair)
+        if repair >= len(_REPAIR_EFFORTS):
+            anneal_rounds(problem, copies, homes_of_set, range(ANNEALING_ROUNDS), seed + repair)
+        ceiling = problem.allowed_ceiling * (1.0 - 0.01 * min(repair, len(_REPAIR_EFFORTS) - 1))
         price = OVERLOAD_PRICES[1]
         settle(
             problem,
@@ -65,18 +87,28 @@ def finish_layer(
             effort=effort,
             choice=choice,
         )
-        best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
-        served = _served(items, best, network, cover=choice == "cover")
+        ended = end()
+        least = min(least, ended, key=lambda one: one.served.relative_load.max())
+    best = ended if ended.is_within(problem.allowed_ceiling) else least
     other_choice: ReplicaChoice = "static" if choice == "cover" else "cover"
-    other = dispatched(weighed, copies, network, problem.cap.ceiling, other_choice)
-    static, cover = (best, other) if choice == "static" else (other, best)
-    after = served.cost if choice == "cover" else _served(items, cover, network, cover=True).cost
+    other = dispatched(weighed, best.copies, network, problem.cap.ceiling, other_choice)
+    static, cover = (best.copies, other) if choice == "static" else (other, best.copies)
+    after = best.served.cost if choice == "cover" else _served(items, cover, network, cover=True).cost
     return LayerChoice(
-        holds=copies.holds.astype(np.bool_),
+        holds=best.copies.holds.astype(np.bool_),
         static_dispatch=static.dispatch,
         cover_dispatch=cover.dispatch,
         cost_of_finish=after - before,
     )
+
+
+def _repairs(problem: LayerProblem, may_search: bool) -> tuple[float, ...]:
+    """The efforts of the repairs that may help: none without replicas, no search for what no placement reaches."""
+    machine, E = problem.machine, problem.num_logical_experts
+    if int(machine.slots.sum()) == E:
+        return ()
+    least = least_load(problem.load[:E].astype(np.int64), machine.slots, machine.speed)
+    return _REPAIR_EFFORTS + (1.0,) * (_ANEW if may_search and least.heaviest <= machine.allowed_imbalance else 0)
 
 
 class _Served(NamedTuple):
@@ -84,6 +116,17 @@ class _Served(NamedTuple):
 
     relative_load: NDArray[np.float64]
     cost: float
+
+
+class _Ended(NamedTuple):
+    """Copies with their dispatch, and what they serve by it."""
+
+    copies: Copies
+    served: _Served
+
+    def is_within(self, ceiling: float) -> bool:
+        """Whether no rank is above it, in pairs per unit of speed."""
+        return bool(self.served.relative_load.max() <= ceiling * (1 + _TOLERANCE))
 
 
 def _served(items: Items, copies: Copies, network: Network, *, cover: bool) -> _Served:
