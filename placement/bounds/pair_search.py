@@ -21,7 +21,8 @@ from specmoe.placement.bounds.pair_prices import PairPrices
 
 # Nodes of one placement's dispatch.
 _DISPATCH_NODES = 300_000
-# Prices take so many steps where so many ranks are left at least. They find 100 times fewer nodes to look into.
+# Prices take so many steps where so many ranks are left at least. They leave fewer nodes to look into: of two layers
+# measured a hundred times fewer in one, four fifths in another.
 _STEPS, _FEWEST_LEFT = 25, 3
 
 
