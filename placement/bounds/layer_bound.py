@@ -31,8 +31,8 @@ _ANY_HOMES = 0.25
 _NODES = 0.25
 # A gap above this share of the bound says little about the plan.
 _WEAK = 0.25
-# Programs gained nothing on gaps up to this share under `cover` (gpt-oss-20b's routing folded to 8 experts, 8 ranks, one
-# slot), and took much longer than the search.
+# Programs gained nothing on gaps up to this share under `cover`, and took much longer than the search: gpt-oss-20b's
+# routing folded to 8 experts, 8 ranks, one slot.
 _OPEN_BY_COVER = 0.02
 # A search by credits that was cut short is mostly below this share of the plan's cost.
 _ENOUGH = 0.6
