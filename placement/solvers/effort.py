@@ -31,8 +31,11 @@ def affordable_starts(wanted: int, num_slots: int) -> int:
 
 
 def affordable_kicks(num_slots: int) -> int:
-    """How often a swap search begins anew near the best placement known: the more slots, the more ends there are."""
-    return round(_KICKS_PER_SLOT * num_slots * annealing_share(num_slots))
+    """How often a swap search begins anew near the best placement known: the more slots, the more ends there are.
+
+    Past what is affordable fewer by the fourth power: each search takes longer too.
+    """
+    return round(_KICKS_PER_SLOT * num_slots * annealing_share(num_slots) ** 2)
 
 
 def annealed_items(num_slots: int) -> int:
