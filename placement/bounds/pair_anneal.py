@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
 from specmoe.placement.bounds.pair_dispatch import best_dispatch
 from specmoe.placement.bounds.pair_layer import PairLayer
@@ -78,7 +79,7 @@ def _move(masks: NDArray[np.int64], num_experts: int) -> bool:
         masks[i] ^= a | b
         return True
     if drawn < _REPLACE + _EXCHANGE_COLUMNS:
-        if i == j or _size(masks[i]) != _size(masks[j]):
+        if i == j or bit_count(masks[i]) != bit_count(masks[j]):
             return False
         masks[i], masks[j] = masks[j], masks[i]
         return True
@@ -87,15 +88,6 @@ def _move(masks: NDArray[np.int64], num_experts: int) -> bool:
     masks[i] ^= a | b
     masks[j] ^= a | b
     return True
-
-
-@compiled
-def _size(mask: int) -> int:
-    number = 0
-    while mask:
-        mask &= mask - 1
-        number += 1
-    return number
 
 
 @compiled

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
 from specmoe.placement.bounds.pair_layer import PairLayer
 from specmoe.placement.bounds.pair_loads import add_bound_loads, holders_of, sum_over_subsets
@@ -50,7 +51,7 @@ def best_dispatch(
     for home in range(R):
         for expert in range(E):
             if not holders[expert] >> home & 1:
-                num[home] *= _count(holders[expert])
+                num[home] *= bit_count(holders[expert])
     if num.max() > _MOST_CHOICES:
         return Dispatched(limit, names, False, False)
     order = np.argsort(-num, kind="mergesort")
@@ -86,15 +87,6 @@ def best_dispatch(
         if layer.is_cover:
             break
     return Dispatched(limit, names, found, True)
-
-
-@compiled
-def _count(mask: int) -> int:
-    number = 0
-    while mask:
-        mask &= mask - 1
-        number += 1
-    return number
 
 
 @compiled
