@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
+from specmoe.placement.solvers.cover_marks import nearest, nearest_of_each, only_holders
 from specmoe.wrapping import wrapping_mul, wrapping_sub
 
 MOST_EXPERTS, MOST_RANKS = 8, 8
@@ -37,9 +38,9 @@ def copies_in_bytes(word: np.int64, home: np.int64, full: np.int64, near: np.int
             marks &= near
         if marks & (marks - 1):
             if only < 0:
-                only = _only(word, left)
+                only = only_holders(word, left, MOST_EXPERTS, _ONES)
             marks = _named(word & wrapping_mul(only & left, _ONES), marks)
-        left &= ~(word >> _nearest(marks, home))
+        left &= ~(word >> nearest(marks, home, MOST_EXPERTS))
         found += 1
     return found
 
@@ -58,14 +59,14 @@ def served_in_bytes(word: np.int64, home: np.int64, full: np.int64, near: np.int
             most -= 1
             marks = _offering(counts, most)
         if most == 1:
-            return served | _nearest_of_each(offered, left, home, near)
+            return served | nearest_of_each(offered, left, home, near, MOST_EXPERTS, _ONES)
         if marks & near:
             marks &= near
         if marks & (marks - 1):
             if only < 0:
-                only = _only(word, left)
+                only = only_holders(word, left, MOST_EXPERTS, _ONES)
             marks = _named(word & wrapping_mul(only & left, _ONES), marks)
-        place = _nearest(marks, home)
+        place = nearest(marks, home, MOST_EXPERTS)
         block = (word >> place) & left
         served |= block << place
         left &= ~block
@@ -95,16 +96,6 @@ def _offering(counts: np.int64, least: int) -> np.int64:
 
 
 @compiled
-def _only(word: np.int64, left: np.int64) -> np.int64:
-    """Which of the experts `left` a single rank holds."""
-    only = np.int64(0)
-    for bit in range(MOST_EXPERTS):
-        column = (word >> bit) & _ONES
-        only |= np.int64((column & (column - 1)) == 0) << bit
-    return only & left
-
-
-@compiled
 def _named(only_here: np.int64, marks: np.int64) -> np.int64:
     """Of the ranks marked those that are the only one for most experts; only_here: where a rank is, for these."""
     counts = _counts(only_here & wrapping_mul(marks, 255))
@@ -118,24 +109,3 @@ def _named(only_here: np.int64, marks: np.int64) -> np.int64:
             break
         best, most = more, most + 1
     return best
-
-
-@compiled
-def _nearest(marks: np.int64, home: np.int64) -> int:
-    """The lowest set bit that is on a rank after `home`, else the lowest of all."""
-    behind = marks & ((np.int64(-1) << (8 * home)) << 8)
-    lowest = behind if behind else marks
-    return bit_count((lowest & -lowest) - 1)
-
-
-@compiled
-def _nearest_of_each(offered: np.int64, left: np.int64, home: np.int64, near: np.int64) -> np.int64:
-    """Each expert of `left` from the nearest rank that offers it, on the home's node where one there does."""
-    served = np.int64(0)
-    while left:
-        bit = bit_count((left & -left) - 1)
-        column = (offered >> bit) & _ONES
-        own = column & near
-        served |= np.int64(1) << (_nearest(own if own else column, home) + bit)
-        left &= left - 1
-    return served

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from specmoe.bit_count import bit_count
 from specmoe.compiled import compiled
+from specmoe.placement.solvers.cover_marks import nearest, nearest_of_each, only_holders
 from specmoe.wrapping import wrapping_mul, wrapping_sub
 
 MOST_EXPERTS, MOST_RANKS = 4, 16
@@ -37,7 +38,7 @@ def copies_in_nibbles(word: np.int64, home: np.int64, full: np.int64, near: np.i
         return 1 if three != 0 else 2
     if three != 0:
         return 2
-    block = _served_first(word, home, left, _TWOS & counts, _only(word, left), near)
+    block = _served_first(word, home, left, _TWOS & counts, only_holders(word, left, MOST_EXPERTS, _ONES), near)
     return 2 if _TWOS & _counts(word & wrapping_mul(left & ~block, _ONES)) else 3
 
 
@@ -46,7 +47,7 @@ def served_in_nibbles(word: np.int64, home: np.int64, full: np.int64, near: np.i
     """Which experts each rank serves for a token at `home`, in the shape of `word`; near: as above."""
     left = full & ~(word >> (4 * home))
     served = word & (np.int64(15) << (4 * home))
-    only = _only(word, left)
+    only = only_holders(word, left, MOST_EXPERTS, _ONES)
     if only == left:
         return served | (word & wrapping_mul(left, _ONES))
     while left:
@@ -58,7 +59,7 @@ def served_in_nibbles(word: np.int64, home: np.int64, full: np.int64, near: np.i
         if most == 0:
             most = counts & _TWOS
         if most == 0:
-            return served | _nearest_of_each(offered, home, near)
+            return served | nearest_of_each(offered, left, home, near, MOST_EXPERTS, _ONES)
         place = _place_first(word, home, most, only, near)
         block = (word >> place) & left
         served |= block << place
@@ -84,36 +85,6 @@ def _counts(word: np.int64) -> np.int64:
 
 
 @compiled
-def _only(word: np.int64, left: np.int64) -> np.int64:
-    """Which of the experts `left` a single rank holds."""
-    only = np.int64(0)
-    for bit in range(MOST_EXPERTS):
-        column = (word >> bit) & _ONES
-        only |= np.int64((column & (column - 1)) == 0) << bit
-    return only & left
-
-
-@compiled
-def _nearest(marks: np.int64, home: np.int64) -> int:
-    """The lowest set bit that is on a rank after `home`, else the lowest of all."""
-    behind = marks & ((np.int64(-1) << (4 * home)) << 4)
-    lowest = behind if behind else marks
-    return bit_count((lowest & -lowest) - 1)
-
-
-@compiled
-def _nearest_of_each(offered: np.int64, home: np.int64, near: np.int64) -> np.int64:
-    """Each expert from the nearest rank that offers it, on the home's node where one there does."""
-    served = np.int64(0)
-    for bit in range(MOST_EXPERTS):
-        column = (offered >> bit) & _ONES
-        if column:
-            own = column & near
-            served |= np.int64(1) << (_nearest(own if own else column, home) + bit)
-    return served
-
-
-@compiled
 def _place_first(word: np.int64, home: np.int64, most: np.int64, only: np.int64, near: np.int64) -> int:
     """Where the word has the rank that serves first, of those that `most` marks with one bit anywhere in their four."""
     marks = (most | (most >> 1) | (most >> 2)) & _ONES
@@ -129,7 +100,7 @@ def _place_first(word: np.int64, home: np.int64, most: np.int64, only: np.int64,
             marks = two
         elif one:
             marks = one
-    return _nearest(marks, home)
+    return nearest(marks, home, MOST_EXPERTS)
 
 
 @compiled
