@@ -24,23 +24,15 @@ def copies_in_bytes(word: np.int64, home: np.int64, full: np.int64, near: np.int
     home's node.
     """
     left = full & ~(word >> (8 * home))
-    only, most, found = np.int64(-1), bit_count(left), 0
+    only, most, found = only_holders(word, left, MOST_EXPERTS, _ONES), bit_count(left), 0
     while left:
         counts = _counts(word & wrapping_mul(left, _ONES))
-        marks = _offering(counts, most)
-        while marks == 0:
+        while _offering(counts, most) == 0:
             most -= 1
-            marks = _offering(counts, most)
         # No rank serves two: each expert takes one of its own.
         if most == 1:
             return found + bit_count(left)
-        if marks & near:
-            marks &= near
-        if marks & (marks - 1):
-            if only < 0:
-                only = only_holders(word, left, MOST_EXPERTS, _ONES)
-            marks = _named(word & wrapping_mul(only & left, _ONES), marks)
-        left &= ~(word >> nearest(marks, home, MOST_EXPERTS))
+        left &= ~(word >> _place_first(word, home, only & left, _offering(counts, most), near))
         found += 1
     return found
 
@@ -50,23 +42,15 @@ def served_in_bytes(word: np.int64, home: np.int64, full: np.int64, near: np.int
     """Which experts each rank serves for a token at `home`, in the shape of `word`; near: as above."""
     left = full & ~(word >> (8 * home))
     served = word & (np.int64(255) << (8 * home))
-    only, most = np.int64(-1), bit_count(left)
+    only, most = only_holders(word, left, MOST_EXPERTS, _ONES), bit_count(left)
     while left:
         offered = word & wrapping_mul(left, _ONES)
         counts = _counts(offered)
-        marks = _offering(counts, most)
-        while marks == 0:
+        while _offering(counts, most) == 0:
             most -= 1
-            marks = _offering(counts, most)
         if most == 1:
             return served | nearest_of_each(offered, left, home, near, MOST_EXPERTS, _ONES)
-        if marks & near:
-            marks &= near
-        if marks & (marks - 1):
-            if only < 0:
-                only = only_holders(word, left, MOST_EXPERTS, _ONES)
-            marks = _named(word & wrapping_mul(only & left, _ONES), marks)
-        place = nearest(marks, home, MOST_EXPERTS)
+        place = _place_first(word, home, only & left, _offering(counts, most), near)
         block = (word >> place) & left
         served |= block << place
         left &= ~block
@@ -93,6 +77,16 @@ def _counts(word: np.int64) -> np.int64:
 def _offering(counts: np.int64, least: int) -> np.int64:
     """Bit 0 of every rank whose count is `least` or more; least: 1 to 8."""
     return ((counts + (16 - least) * _ONES) & _ABOVE) >> 4
+
+
+@compiled
+def _place_first(word: np.int64, home: np.int64, only: np.int64, marks: np.int64, near: np.int64) -> int:
+    """Where the word has the rank that serves first, of those marked; only: the unserved experts of a single rank."""
+    if marks & near:
+        marks &= near
+    if marks & (marks - 1):
+        marks = _named(word & wrapping_mul(only, _ONES), marks)
+    return nearest(marks, home, MOST_EXPERTS)
 
 
 @compiled
