@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
+from specmoe.placement.bounds.lowest import keep_low
 
 
 @compiled
@@ -63,21 +64,9 @@ def _sum_of_largest(
     held, total = 0, 0.0
     for i in range(len(candidates)):
         value = float(row[candidates[i]])
-        if i == skip or value <= 0.0:
-            continue
-        if held < count:
-            at = held
-            held += 1
-        elif count > 0 and value > kept[count - 1]:
-            at = count - 1
-            total -= kept[at]
-        else:
-            continue
-        total += value
-        while at > 0 and kept[at - 1] < value:
-            kept[at] = kept[at - 1]
-            at -= 1
-        kept[at] = value
+        if i != skip and value > 0.0:
+            held, change = keep_low(-value, held, count, kept)
+            total -= change
     return total
 
 
@@ -86,19 +75,8 @@ def _sum_of_lowest(values: NDArray[np.float64], count: int, kept: NDArray[np.flo
     """The sum of the `count` lowest values; there are at least so many."""
     held, total = 0, 0.0
     for value in values:
-        if held < count:
-            at = held
-            held += 1
-        elif value < kept[count - 1]:
-            at = count - 1
-            total -= kept[at]
-        else:
-            continue
-        total += value
-        while at > 0 and kept[at - 1] > value:
-            kept[at] = kept[at - 1]
-            at -= 1
-        kept[at] = value
+        held, change = keep_low(value, held, count, kept)
+        total += change
     return total
 
 

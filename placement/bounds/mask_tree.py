@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
+from specmoe.placement.bounds.lowest import keep_low
 from specmoe.placement.bounds.mask_costs import MaskCosts, count_chosen, count_pairs
 
 # Operations, about a nanosecond each, per node and pair of its candidates, and per row of counts added.
@@ -99,7 +100,7 @@ def _score_candidates(
     """
     n, E = tree.num[depth], len(price)
     adds, beyond = tree.adds[depth, way], tree.beyond[depth, way]
-    candidates, score, kept = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(E, dtype=np.int64)
+    candidates, score, kept = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(E)
     for i in range(n):
         e, at = tree.candidates[depth, i], i
         value = adds[e] - price[e] + _lowest(tree.candidates[depth, :n], e, beyond[e], left - 1, kept)
@@ -141,27 +142,14 @@ def _leave_out(tree: Tree, depth: int, dropped: NDArray[np.int64]) -> None:
 
 @compiled
 def _lowest(
-    candidates: NDArray[np.int64], expert: int, beyond: NDArray[np.int32], count: int, kept: NDArray[np.int64]
-) -> np.int64:
+    candidates: NDArray[np.int64], expert: int, beyond: NDArray[np.int32], count: int, kept: NDArray[np.float64]
+) -> float:
     """The sum of the `count` lowest of beyond, [E], among the candidates other than the expert."""
-    held, total = 0, np.int64(0)
+    held, total = 0, 0.0
     for f in candidates:
-        if f == expert:
-            continue
-        value = np.int64(beyond[f])
-        if held < count:
-            at = held
-            held += 1
-        elif count > 0 and value < kept[count - 1]:
-            at = count - 1
-            total -= kept[at]
-        else:
-            continue
-        total += value
-        while at > 0 and kept[at - 1] > value:
-            kept[at] = kept[at - 1]
-            at -= 1
-        kept[at] = value
+        if f != expert:
+            held, change = keep_low(float(beyond[f]), held, count, kept)
+            total += change
     return total
 
 
