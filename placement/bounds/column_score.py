@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.bounds.lowest import keep_low
+from specmoe.placement.bounds.lowest import keep_low, sort_both
 
 
 @compiled
@@ -52,7 +52,7 @@ def score_candidates(
         if low > best:
             best = low
             score[:n] = trial[:n]
-    _sort_both(score, candidates)
+    sort_both(score, candidates)
     return best
 
 
@@ -78,16 +78,3 @@ def _sum_of_lowest(values: NDArray[np.float64], count: int, kept: NDArray[np.flo
         held, change = keep_low(value, held, count, kept)
         total += change
     return total
-
-
-@compiled
-def _sort_both(score: NDArray[np.float64], candidates: NDArray[np.int64]) -> None:
-    """Sort candidates [n] by their score, ties by where they stand."""
-    for i in range(1, len(candidates)):
-        value, candidate, at = score[i], candidates[i], i
-        while at > 0 and score[at - 1] > value:
-            score[at] = score[at - 1]
-            candidates[at] = candidates[at - 1]
-            at -= 1
-        score[at] = value
-        candidates[at] = candidate

@@ -1,4 +1,4 @@
-"""The lowest of many numbers and their sum, one number after the other."""
+"""The lowest of many numbers and their sum, one number after the other, and candidates in the order of their scores."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,3 +24,16 @@ def keep_low(value: float, held: int, count: int, kept: NDArray[np.float64]) -> 
         at -= 1
     kept[at] = value
     return held, change
+
+
+@compiled
+def sort_both(score: NDArray[np.float64], candidates: NDArray[np.int64]) -> None:
+    """Sort candidates [n] by their score, ties by where they stand."""
+    for i in range(1, len(candidates)):
+        value, candidate, at = score[i], candidates[i], i
+        while at > 0 and score[at - 1] > value:
+            score[at] = score[at - 1]
+            candidates[at] = candidates[at - 1]
+            at -= 1
+        score[at] = value
+        candidates[at] = candidate

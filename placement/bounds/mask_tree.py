@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.bounds.lowest import keep_low
+from specmoe.placement.bounds.lowest import keep_low, sort_both
 from specmoe.placement.bounds.mask_costs import MaskCosts, count_chosen, count_pairs
 
 # Operations, about a nanosecond each, per node and pair of its candidates, and per row of counts added.
@@ -100,16 +100,11 @@ def _score_candidates(
     """
     n, E = tree.num[depth], len(price)
     adds, beyond = tree.adds[depth, way], tree.beyond[depth, way]
-    candidates, score, kept = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(E)
+    candidates, score, kept = tree.candidates[depth, :n].copy(), np.zeros(n), np.zeros(E)
     for i in range(n):
-        e, at = tree.candidates[depth, i], i
-        value = adds[e] - price[e] + _lowest(tree.candidates[depth, :n], e, beyond[e], left - 1, kept)
-        while at > 0 and score[at - 1] > value:
-            score[at] = score[at - 1]
-            candidates[at] = candidates[at - 1]
-            at -= 1
-        score[at] = value
-        candidates[at] = e
+        e = candidates[i]
+        score[i] = adds[e] - price[e] + _lowest(candidates, e, beyond[e], left - 1, kept)
+    sort_both(score, candidates)
     with_one_more = tree.cost[depth, way] + score[: left - 1].sum()
     bound = with_one_more + score[left - 1]
     if bound > best:

@@ -19,11 +19,10 @@ def dispatched(items: Items, copies: Copies, network: Network, ceiling: float, c
     return state
 
 
-def dispatched_load(
-    items: Items, copies: Copies, network: Network, ceiling: float, choice: ReplicaChoice
-) -> NDArray[np.float64]:
-    """float64 [R]: the pairs that each rank serves by that dispatch."""
-    state = dispatched(items, copies, network, ceiling, choice)
+def served_load(
+    items: Items, copies: Copies, network: Network, choice: ReplicaChoice
+) -> tuple[NDArray[np.float64], float]:
+    """float64 [R]: the pairs that each rank serves by the dispatch that the copies have, and what all tokens cost."""
     load, served = np.zeros(len(network.node)), np.zeros(items.experts.shape, dtype=np.int16)
-    serve_items(items, choice == "cover", state, network, served, np.zeros(len(items.experts)), load)
-    return load
+    total = serve_items(items, choice == "cover", copies, network, served, np.zeros(len(items.experts)), load)
+    return load, total

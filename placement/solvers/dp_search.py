@@ -16,9 +16,7 @@ from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.load_drift import Redraws, expected_heaviest
 from specmoe.placement.solvers.margins import Margins, Trial, best_trial, under_margin
-from specmoe.placement.solvers.replicated_layer import (
-    copies_by_home,
-)
+from specmoe.placement.solvers.replicated_layer import copies_by_home
 from specmoe.placement.solvers.requests import Requests
 from specmoe.placement.solvers.row_sums import sum_over_tokens
 from specmoe.profiler.routing_profile import RoutingProfile

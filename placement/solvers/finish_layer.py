@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.placement.plan import ReplicaChoice
-from specmoe.placement.solvers.copies import Copies, Items, Network, serve_items
-from specmoe.placement.solvers.dispatched import dispatched
+from specmoe.placement.solvers.copies import Copies, Items, Network
+from specmoe.placement.solvers.dispatched import dispatched, served_load
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.least_load import least_load
 from specmoe.placement.solvers.replicated_layer import (
@@ -66,9 +66,9 @@ def finish_layer(
 
     def end() -> _Ended:
         best = dispatched(weighed, copies, network, problem.cap.ceiling, choice)
-        return _Ended(best, _served(items, best, network, cover=choice == "cover"))
+        return _Ended(best, _served(items, best, network, choice))
 
-    before = _served(items, copies, network, cover=True).cost
+    before = _served(items, copies, network, "cover").cost
     least = ended = end()
     for repair, effort in enumerate(_repairs(problem, may_search)):
         if ended.is_within(problem.allowed_ceiling):
@@ -93,7 +93,7 @@ def finish_layer(
     other_choice: ReplicaChoice = "static" if choice == "cover" else "cover"
     other = dispatched(weighed, best.copies, network, problem.cap.ceiling, other_choice)
     static, cover = (best.copies, other) if choice == "static" else (other, best.copies)
-    after = best.served.cost if choice == "cover" else _served(items, cover, network, cover=True).cost
+    after = best.served.cost if choice == "cover" else _served(items, cover, network, "cover").cost
     return LayerChoice(
         holds=best.copies.holds.astype(np.bool_),
         static_dispatch=static.dispatch,
@@ -129,8 +129,6 @@ class _Ended(NamedTuple):
         return bool(self.served.relative_load.max() <= ceiling * (1 + _TOLERANCE))
 
 
-def _served(items: Items, copies: Copies, network: Network, *, cover: bool) -> _Served:
-    load = np.zeros(len(network.node))
-    served = np.zeros(items.experts.shape, dtype=np.int16)
-    total = serve_items(items, cover, copies, network, served, np.zeros(len(items.experts)), load)
+def _served(items: Items, copies: Copies, network: Network, choice: ReplicaChoice) -> _Served:
+    load, total = served_load(items, copies, network, choice)
     return _Served(load / network.speed, total / items.weight.sum())

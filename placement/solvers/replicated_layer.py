@@ -10,7 +10,7 @@ from specmoe.placement.solvers.copies import Copies, Items, Network, add_copy, c
 from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.cover_words import word_width
-from specmoe.placement.solvers.dispatched import dispatched_load
+from specmoe.placement.solvers.dispatched import dispatched, served_load
 from specmoe.placement.solvers.effort import annealed_items, annealing_share
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
@@ -126,11 +126,6 @@ def anneal_rounds(
         )
 
 
-def settled_items(problem: LayerProblem, homes_of_set: NDArray[np.float64]) -> Items:
-    """The items by which copies settle."""
-    return heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
-
-
 def settle(
     problem: LayerProblem,
     copies: Copies,
@@ -145,11 +140,11 @@ def settle(
     """Anneal in place at the coldest temperature, by many items, to the best state; ceiling: pairs per speed; effort:
     the part of the usual proposals; choice: by which the dispatch evens out loads.
     """
-    items = settled_items(problem, homes_of_set)
+    items = heaviest_items(problem, homes_of_set, _SETTLED * annealed_items(int(problem.machine.slots.sum())))
     heat = annealing_share(int(problem.machine.slots.sum()))
     cold = _COLD * heat * float(items.weight.sum()) * problem.machine.dearest_copy
     proposals, network = round(effort * _proposals_per_round(problem)), network_of(problem)
-    load = dispatched_load(items, copies, network, ceiling, choice)
+    load, _ = served_load(items, dispatched(items, copies, network, ceiling, choice), network, choice)
     anneal_copies(items, copies, network, ceiling, overload_price, proposals, cold, cold / 3, True, load, seed)
 
 
