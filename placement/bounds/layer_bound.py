@@ -8,6 +8,7 @@ With slower links between nodes a token pays for each remote rank and, on top, f
 problems of columns, ranks' and nodes', and the sum of their bounds bounds the sum.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +19,13 @@ from specmoe.placement.bounds.companions import companions_bound
 from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
 from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.mask_costs import can_count
 from specmoe.placement.bounds.pair_layer import can_pair
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
 from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
-from specmoe.placement.bounds.replica_bound import replica_bound
 from specmoe.placement.bounds.served_program import best_served, can_serve
+from specmoe.placement.bounds.witness_bound import witness_bound, witness_bound_anywhere
 from specmoe.placement.options import SolveOptions
 
 # The part of a layer's work that goes to the question of any homes, and to nodes where they count.
@@ -36,6 +38,9 @@ _WEAK = 0.25
 _OPEN_BY_COVER = 0.02
 # A search by credits that was cut short is mostly below this share of the plan's cost.
 _ENOUGH = 0.6
+# Of 64 experts, eight a token: 6e5 columns, on 16 ranks, leave 7 % by columns and 12 % by witnesses; 4e9, on 8 ranks,
+# leave 90 % and 22 %.
+_FEW_COLUMNS = 10**6
 # More than products of copies and surcharges can be off in float64.
 _ROUNDED_DOWN = 1.0 - 1e-12
 
@@ -65,26 +70,42 @@ def bound_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBound
     if case.has_replicas:
         best = min(max(cheap, whole(with_replicas(case, options, work))), case.cost)
         return LayerBound(with_homes=best, any_homes=0.0, is_weak=is_weak(best, case.cost), cost=case.cost)
-    if work < ascent_work(case):
-        return LayerBound(
-            with_homes=min(cheap, case.cost), any_homes=0.0, is_weak=is_weak(cheap, case.cost), cost=case.cost
-        )
-    any_homes = whole(ascend_any_homes(case, int(_ANY_HOMES * work)).bound - case.num_tokens)
-    with_homes = whole(ascend_ranks(case, int((1 - _ANY_HOMES) * work)).bound)
+    any_homes = copies_anywhere(case, options, int(_ANY_HOMES * work))
+    with_homes = copies_seated(case, options, int((1 - _ANY_HOMES) * work))
     if case.surcharge > 0:
-        with_homes += case.surcharge * whole(ascend_nodes(case, int(_NODES * work)).bound) * _ROUNDED_DOWN
+        with_homes += case.surcharge * copies_seated(case_of_nodes(case), options, int(_NODES * work)) * _ROUNDED_DOWN
     best = min(max(with_homes, any_homes, cheap), case.cost)
     return LayerBound(with_homes=best, any_homes=min(any_homes, best), is_weak=is_weak(best, case.cost), cost=case.cost)
 
 
 def with_replicas(case: LayerCase, options: SolveOptions, work: int) -> float:
-    """By credits where experts are few enough for an exact search; by parts of sets where they are not, or where the
-    work does not bring that search to an end.
+    """By credits where experts are few enough for an exact search; by witnesses where they are not, or where the work
+    does not bring that search to an end.
     """
     bound = credit_bound(case, work, lambda: options.is_over) if can_credit(case) else 0.0
     if bound > _ENOUGH * case.cost:
         return bound
-    return max(bound, replica_bound(case, work, lambda: options.is_over))
+    return max(bound, witness_bound(case, work, lambda: options.is_over))
+
+
+def copies_seated(case: LayerCase, options: SolveOptions, work: int) -> float:
+    """Single copies of experts, tokens at the plan's homes; 0 where the work is too little."""
+    if not has_few_columns(case):
+        return whole(witness_bound(case, work, lambda: options.is_over))
+    return whole(ascend_ranks(case, work).bound) if work >= ascent_work(case) else 0.0
+
+
+def copies_anywhere(case: LayerCase, options: SolveOptions, work: int) -> float:
+    """The same, with every token on the best rank for it."""
+    if not has_few_columns(case):
+        return whole(witness_bound_anywhere(case, work, lambda: options.is_over))
+    return whole(ascend_any_homes(case, work).bound - case.num_tokens) if work >= ascent_work(case) else 0.0
+
+
+def has_few_columns(case: LayerCase) -> bool:
+    """Whether a search of what a rank can hold mostly comes to an end: experts are counted fast, or columns are few."""
+    columns = max(math.comb(case.num_experts, slots) for slots in case.slots.tolist())
+    return columns <= _FEW_COLUMNS or can_count(case.num_experts, case.sets.shape[1])
 
 
 def is_weak(bound: float, cost: float) -> bool:
@@ -121,13 +142,17 @@ def ascend_any_homes(case: LayerCase, work: int) -> Ascent:
     return ascend(problem, case.rank_of_expert, work)
 
 
-def ascend_nodes(case: LayerCase, work: int) -> Ascent:
-    """Other nodes that tokens reach, with the plan's homes."""
-    of_rank = (case.node[:, None] == np.arange(case.node.max() + 1)).astype(np.int64)
-    away = case.tokens_of_set[:, None] - case.homes_of_set @ of_rank
-    slots, ceiling = (case.slots @ of_rank).astype(np.int32), case.ceiling @ of_rank
-    problem = rank_problem(case.sets, away.astype(np.float64), case.load, slots, ceiling)
-    return ascend(problem, case.node[case.rank_of_expert], work)
+def case_of_nodes(case: LayerCase) -> LayerCase:
+    """Nodes in place of ranks: what they hold together, and the other nodes that tokens reach."""
+    of_rank = case.node[:, None] == np.arange(case.node.max() + 1)
+    return replace(
+        case,
+        homes_of_set=case.homes_of_set @ of_rank,
+        slots=(case.slots @ of_rank).astype(np.int32),
+        ceiling=case.ceiling @ of_rank,
+        node=np.arange(of_rank.shape[1], dtype=np.int32),
+        holds=of_rank.T @ case.holds,
+    )
 
 
 def can_settle(case: LayerCase, options: SolveOptions) -> bool:

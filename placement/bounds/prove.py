@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from specmoe.placement.bounds.layer_bound import LayerBound, bound_layer, settle_layer
 from specmoe.placement.bounds.layer_case import LayerCases
@@ -56,7 +57,8 @@ def prove(plan: PlacementPlan, profile: RoutingProfile, options: SolveOptions, *
             return settled
         return bound_layer(cases.case(layer), options, 0 if options.is_over else work)
 
-    with ThreadPoolExecutor(options.workers) as pool:
+    # Eigenvectors of small matrices take three times as long where every layer's thread starts threads of its own.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(options.workers) as pool:
         for bound in pool.map(prove_layer, range(plan.num_layers)):
             bounds.append(bound)
             tokens = profile.sample.num_tokens

@@ -14,6 +14,7 @@ from specmoe.placement.bounds.column_search import Room, search_columns
 from specmoe.placement.bounds.companions import companions_bound
 from specmoe.placement.bounds.groups import groups_of_sets, weigh
 from specmoe.placement.bounds.layer_bound import ascend_any_homes, ascend_ranks, bound_layer, settle_layer
+from specmoe.placement.bounds.witness_bound import witness_bound, witness_bound_anywhere
 from specmoe.placement.options import SolveOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,12 +41,14 @@ layers = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers, st.sampled_from([10**3, 10**5, PLENTY]))
+@given(layers, st.sampled_from([10**3, 10**5, 10**7, PLENTY]))
 def test_no_bound_lies_above_the_best_placement(case, work):
     best, anywhere = brute_force.best_cost(case), brute_force.best_cost_with_any_homes(case)
     assert companions_bound(case) <= best
     assert ascend_ranks(case, work).bound <= best
     assert ascend_any_homes(case, work).bound - case.num_tokens <= anywhere
+    assert witness_bound(case, work, lambda: False) <= best
+    assert witness_bound_anywhere(case, work, lambda: False) <= anywhere
     proven = bound_layer(case, SolveOptions(), work)
     assert proven.any_homes <= proven.with_homes <= best
     assert proven.any_homes <= anywhere
