@@ -1,39 +1,31 @@
 """The best placement and dispatch of a layer of few experts by its replica choice, loads included, with its proof.
 
 Annealing finds what is mostly the best already, in a fraction of a second; branch and bound proves that nothing costs
-less, or finds it. What is found keeps the cap and comes with its dispatch; what is proven holds for all plans of that
-replica choice that keep the cap.
+less, or finds it; what it could not find or refute a dispatch for goes to CP-SAT. What is found keeps the cap and comes
+with its dispatch; what is proven holds for all plans of that replica choice that keep the cap.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.pair_anneal import anneal_pairs
 from specmoe.placement.bounds.pair_layer import holds_of, masks_of, pair_layer
-from specmoe.placement.bounds.pair_prices import pair_prices
-from specmoe.placement.bounds.pair_search import search_pairs
+from specmoe.placement.bounds.pair_search import PairFound, search_pairs
+from specmoe.placement.bounds.served_choice import ServedChoice
+from specmoe.placement.bounds.served_program import dispatch_served
 from specmoe.placement.options import SolveOptions
 
 _ANNEALINGS, _STEPS = 4, 60_000
-# Operations that a node of the search takes for each column of a rank, and those of a second.
-_WORK_PER_COLUMN, _WORK_PER_SECOND = 20, 1e9
+# Operations of the search in a second.
+_WORK_PER_SECOND = 2.5e8
+# What the search counts as one are about so many of those that the work is given in.
+_WORK_PER_OPERATION = 3
+# The dispatch of one placement may take this part of the work.
+_DISPATCH_SHARE = 20
 # No placement costs more than one copy per pair.
 _MORE_THAN_ANY = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedChoice:
-    """bound: nothing that keeps the cap costs less; infinite where nothing keeps it. holds: bool [R, E] and dispatch:
-    int32 [R, E], the ranks named, of what was found to cost less than the plan; None where nothing was.
-    """
-
-    bound: float
-    cost: float
-    holds: NDArray[np.bool_] | None = None
-    dispatch: NDArray[np.int32] | None = None
 
 
 def best_pairs(case: LayerCase, options: SolveOptions, work: int) -> ServedChoice:
@@ -49,16 +41,33 @@ def best_pairs(case: LayerCase, options: SolveOptions, work: int) -> ServedChoic
         annealed = anneal_pairs(layer, start, limit, _STEPS, options.seed + attempt)
         if annealed.is_found:
             limit, masks, names = annealed.cost, annealed.masks, annealed.names
+    operations = work // _WORK_PER_OPERATION
     if options.seconds_left is not None:
-        work = min(work, int(max(0.0, options.seconds_left) * _WORK_PER_SECOND))
-    nodes = work // int(_WORK_PER_COLUMN * (layer.end - layer.begin).sum())
-    found = search_pairs(layer, pair_prices(layer), limit, nodes)
+        operations = min(operations, int(max(0.0, options.seconds_left) * _WORK_PER_SECOND))
+    found = search_pairs(layer, limit, operations)
     if found.is_found:
         limit, masks, names = found.cost, found.masks, found.names
-    is_infeasible = masks is None and not case.is_legal and found.bound >= highest
-    return ServedChoice(
-        bound=np.inf if is_infeasible else float(found.bound),
-        cost=float(limit) if masks is not None or case.is_legal else np.inf,
+    is_known = masks is not None or case.is_legal
+    known = ServedChoice(
+        bound=float(found.bound) if found.bound < highest else np.inf,
+        cost=float(limit) if is_known else np.inf,
         holds=None if masks is None else holds_of(masks, case.num_experts),
         dispatch=None if names is None else names.astype(np.int32),
     )
+    return settle_aside(case, known, found, options, work // _DISPATCH_SHARE)
+
+
+def settle_aside(
+    case: LayerCase, known: ServedChoice, found: PairFound, options: SolveOptions, work: int
+) -> ServedChoice:
+    """The best of the known and of what the search put aside, the cheapest of these first, with the bound on all."""
+    bound = known.bound
+    for index in np.argsort(found.least, kind="stable"):
+        least = float(found.least[index])
+        if least >= min(known.cost, bound):
+            break
+        holds = holds_of(found.aside[index], case.num_experts)
+        settled = dispatch_served(case, holds, replace(known, bound=least), options, work)
+        bound = min(bound, settled.bound)
+        known = settled
+    return replace(known, bound=min(bound, known.cost))

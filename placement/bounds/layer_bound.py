@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.bounds.best_pairs import ServedChoice, best_pairs
+from specmoe.placement.bounds.best_pairs import best_pairs
 from specmoe.placement.bounds.companions import companions_bound
 from specmoe.placement.bounds.copies_program import best_copies, can_program
 from specmoe.placement.bounds.credit_ascent import can_credit, credit_bound
@@ -24,6 +24,7 @@ from specmoe.placement.bounds.pair_layer import can_pair
 from specmoe.placement.bounds.partition import best_choice
 from specmoe.placement.bounds.price_ascent import Ascent, ascend, cost_of
 from specmoe.placement.bounds.rank_problem import RankProblem, rank_problem
+from specmoe.placement.bounds.served_choice import ServedChoice
 from specmoe.placement.bounds.served_program import best_served, can_serve
 from specmoe.placement.bounds.witness_bound import witness_bound, witness_bound_anywhere
 from specmoe.placement.options import SolveOptions

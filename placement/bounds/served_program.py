@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from specmoe.placement.bounds.best_pairs import ServedChoice
 from specmoe.placement.bounds.copies_program import CopiesChoice, can_program
 from specmoe.placement.bounds.layer_case import LayerCase
+from specmoe.placement.bounds.served_choice import ServedChoice
 from specmoe.placement.options import SolveOptions
 
 if TYPE_CHECKING:
@@ -46,13 +46,24 @@ def best_served(case: LayerCase, relaxed: CopiesChoice, options: SolveOptions, w
     """
     known = ServedChoice(bound=relaxed.bound, cost=case.cost if case.is_legal else np.inf)
     if relaxed.holds is not None:
-        program = ServedProgram(case)
-        program.keep(relaxed.holds)
-        known = replace(program.improve(known, options, work // _DISPATCH_SHARE), bound=relaxed.bound)
+        known = replace(
+            dispatch_served(case, relaxed.holds, known, options, work // _DISPATCH_SHARE), bound=relaxed.bound
+        )
     if known.cost <= known.bound or options.is_over:
         return known
     program = ServedProgram(case)
     program.begin(case.holds if known.holds is None else known.holds)
+    return program.improve(known, options, work)
+
+
+def dispatch_served(
+    case: LayerCase, holds: NDArray[np.bool_], known: ServedChoice, options: SolveOptions, work: int
+) -> ServedChoice:
+    """The best dispatch of one placement, bool [R, E], or the known where that costs no more; the bound is on this
+    placement alone, which costs no less than `known.bound`.
+    """
+    program = ServedProgram(case)
+    program.keep(holds)
     return program.improve(known, options, work)
 
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specmoe.placement.bounds.best_pairs import best_pairs
+from specmoe.placement.bounds.best_pairs import best_pairs, settle_aside
 from specmoe.placement.bounds.layer_bound import settle_layer
-from specmoe.placement.bounds.pair_anneal import anneal_pairs
+from specmoe.placement.bounds.pair_anneal import anneal_pairs, least_cost
 from specmoe.placement.bounds.pair_dispatch import best_dispatch
 from specmoe.placement.bounds.pair_layer import can_pair, masks_of, pair_layer
 from specmoe.placement.bounds.pair_loads import holders_of, least_overload, room_of_sets
-from specmoe.placement.bounds.pair_prices import pair_prices
-from specmoe.placement.bounds.pair_search import search_pairs
+from specmoe.placement.bounds.pair_search import PairFound, search_pairs
+from specmoe.placement.bounds.served_choice import ServedChoice
 from specmoe.placement.options import SolveOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -59,12 +59,12 @@ def test_it_finds_what_costs_least_of_all_placements_and_dispatches_that_keep_th
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(SHAPES), st.sampled_from(["static", "cover"]), st.integers(0, 60))
-def test_a_search_that_is_cut_short_proves_no_more_than_is_true(seed, shape, choice, nodes):
+@given(st.integers(0, 10**6), st.sampled_from(SHAPES), st.sampled_from(["static", "cover"]), st.integers(0, 60_000))
+def test_a_search_that_is_cut_short_proves_no_more_than_is_true(seed, shape, choice, work):
     case = case_of(seed, slots=shape[0], choice=choice, slack=0.2)
     layer, best = pair_layer(case), brute_force.least_cost_under_the_cap(case, choice)
     limit = int(layer.loads.sum()) + 1
-    found = search_pairs(layer, pair_prices(layer), limit, nodes)
+    found = search_pairs(layer, limit, work)
     assert found.bound <= best
     assert found.cost >= min(best, limit)
 
@@ -75,9 +75,26 @@ def test_the_search_needs_no_annealing(seed, choice):
     case = case_of(seed, choice=choice, slack=0.3)
     layer, best = pair_layer(case), brute_force.least_cost_under_the_cap(case, choice)
     limit = int(layer.loads.sum()) + 1
-    found = search_pairs(layer, pair_prices(layer), limit, PLENTY)
+    found = search_pairs(layer, limit, PLENTY)
     assert found.cost == min(best, limit)
     assert found.bound == min(best, limit)
+
+
+@pytest.mark.parametrize("choice", ["static", "cover"])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_what_is_put_aside_is_served_or_refuted_exactly(seed, choice):
+    case = case_of(seed, choice=choice, slack=0.2)
+    layer, best = pair_layer(case), brute_force.least_cost_under_the_cap(case, choice)
+    aside = np.array([masks_of(holds) for holds in brute_force.replica_placements((2, 2, 2), 4)])
+    least = np.array([least_cost(layer, masks, holders_of(masks, 4)) for masks in aside])
+    nothing = np.zeros((3, 4), dtype=np.int64)
+    found = PairFound(10**6, 10**6, aside[0], nothing, False, aside, least)
+    unknown = ServedChoice(bound=np.inf, cost=np.inf)
+    settled = settle_aside(case, unknown, found, SolveOptions(), PLENTY)
+    assert (settled.bound, settled.cost) == (best, best)
+    assert brute_force.cost_of_dispatch(case, settled.holds, settled.dispatch, choice) == best
+    nearly = settle_aside(case, replace(unknown, cost=best), found, SolveOptions(), PLENTY)
+    assert (nearly.bound, nearly.holds) == (best, None)
 
 
 @settings(max_examples=20, deadline=None)

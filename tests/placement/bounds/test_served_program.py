@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specmoe.placement.bounds.best_pairs import ServedChoice
 from specmoe.placement.bounds.copies_program import best_copies
 from specmoe.placement.bounds.layer_bound import settle_layer
+from specmoe.placement.bounds.served_choice import ServedChoice
 from specmoe.placement.bounds.served_program import ServedProgram, best_served, can_serve
 from specmoe.placement.options import SolveOptions
 
