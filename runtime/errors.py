@@ -19,6 +19,13 @@ def others_answer(process: int, place: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        silent = " and ".join(str(number) for number in silent_processes())
-        who = f"process {silent} does not answer any more" if silent else "another process ended or failed"
+        silent = silent_processes()
+        who = f"{_named(silent)} any more" if silent else "another process ended or failed"
         raise ExchangeError(f"process {process} had to stop in {place}: {who}; see its own message") from error
+
+
+def _named(silent: list[int]) -> str:
+    """Some processes, and that they do not answer: those that waited for one that ended may have ended too."""
+    if len(silent) == 1:
+        return f"process {silent[0]} does not answer"
+    return f"processes {', '.join(map(str, silent[:-1]))} and {silent[-1]} do not answer"

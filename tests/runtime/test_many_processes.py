@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -248,7 +249,8 @@ def test_an_unforeseen_exception_of_one_process_is_told_to_the_others_at_once(fi
 def test_a_process_that_ends_while_the_others_load_is_named(findings):
     for process in (0, 2):
         (found,) = findings["loading"][process]
-        assert "process 1 does not answer any more" in found["refused"]
+        # The other one may have stopped for the same reason, and been gone before this one looked.
+        assert re.search(r"process(es)? 1 .*do(es)? not answer any more", found["refused"])
 
 
 def test_a_process_that_hangs_ends_the_others_within_the_timeout_and_is_named(findings):
