@@ -19,7 +19,7 @@ from specmoe.placement.solvers.auto_tp import vocabulary_size
 from specmoe.placement.solvers.cooling import cooling
 from specmoe.placement.solvers.copies import Copies, set_copies
 from specmoe.placement.solvers.dp_search import DpSearch, Places
-from specmoe.placement.solvers.effort import affordable_kicks, affordable_starts
+from specmoe.placement.solvers.effort import affordable_kicks, affordable_rounds, affordable_starts, annealed_swaps
 from specmoe.placement.solvers.finish_layer import finish_layer
 from specmoe.placement.solvers.layer_problem import Machine
 from specmoe.placement.solvers.margins import Margins, ceiling_of
@@ -42,7 +42,7 @@ _STARTS_WITH_REPLICAS = 1
 # The part of a time limit for placements to begin with, where annealing follows.
 _STARTS_TIME = 0.3
 _RESTARTS = (4, 2, 2, 2)
-_SERVED_ALTERNATIONS = 3
+_SERVED_ALTERNATIONS, _ANNEALED_ALTERNATIONS = 3, 4
 _KICKED_TURNS = 2
 _HOME_ROUNDS, _FEWEST_HOME_ROUNDS = 10, 3
 # They become fewer only from twice as many slots on.
@@ -95,7 +95,7 @@ def _best_start(search: DpSearch, margins: Margins) -> tuple[DpSearch, Places]:
         own.options = starting
         placed = _clustered(own, features, seed)
         placed = own.choose_margins(own.served_homes(own.plain_costs(placed))[0], placed, margins)
-        placed = _alternated(own, placed)
+        placed = _alternated(own, placed, 0 if has_replicas else annealed_swaps(slots))
         cost = own.plain_costs(placed)
         found.append((own.expected(own.served_homes(cost)[0], cost), own, placed))
         search.options.report("starts", start + 1, starts, min(value for value, _, _ in found))
@@ -119,14 +119,18 @@ def _clustered(search: DpSearch, features: NDArray[np.float64], seed: int) -> Pl
     return placed
 
 
-def _alternated(search: DpSearch, places: Places) -> Places:
-    """Placements for homes that new requests can be sent to, half way between those and the best ones."""
-    for turn in range(_SERVED_ALTERNATIONS):
+def _alternated(search: DpSearch, places: Places, annealed: int) -> Places:
+    """Placements for homes that new requests can be sent to, half way between those and the best ones.
+
+    annealed: proposals by which they are annealed every time.
+    """
+    for turn in range(_ANNEALED_ALTERNATIONS if annealed else _SERVED_ALTERNATIONS):
         if search.options.is_over:
             break
         cost = search.plain_costs(places)
         wanted = even_homes(cost, search.requests.lengths)
-        places = search.place(0.5 * search.served_homes(cost)[0] + 0.5 * wanted, places, 0, turn)
+        share = 0.5 * search.served_homes(cost)[0] + 0.5 * wanted
+        places = search.place(share, places, 0, turn, annealed=annealed)
     return places
 
 
@@ -162,7 +166,7 @@ def _anneal(search: DpSearch, copies: list[Copies], share: NDArray[np.float64]) 
         problem, homes, seed = search.searched[layer], search.homes_of_set(layer, annealed_for), options.seed + layer
         settle(problem, copies[layer], homes, seed, ceiling=problem.cap.ceiling, overload_price=OVERLOAD_PRICES[0])
 
-    home_rounds, done = max(_FEWEST_HOME_ROUNDS, affordable_starts(_HOME_ROUNDS, slots // _HOME_ROUNDS_THIN_OUT)), 0
+    home_rounds, done = max(_FEWEST_HOME_ROUNDS, affordable_rounds(_HOME_ROUNDS, slots // _HOME_ROUNDS_THIN_OUT)), 0
     for turns in cooling(ANNEALING_ROUNDS, home_rounds, lambda: options.seconds_left):
         if options.is_over:
             break

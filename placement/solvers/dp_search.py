@@ -12,7 +12,7 @@ from specmoe.placement.solvers.affinity import Affinity, AffinityModel
 from specmoe.placement.solvers.assignment_rule import simulated_shares
 from specmoe.placement.solvers.copies import Copies
 from specmoe.placement.solvers.cost_spread import cost_spread, redrawn_costs
-from specmoe.placement.solvers.effort import affordable_starts, searched_tokens
+from specmoe.placement.solvers.effort import affordable_rounds, searched_tokens
 from specmoe.placement.solvers.layer_problem import LayerProblem, Machine
 from specmoe.placement.solvers.load_drift import Redraws, expected_heaviest
 from specmoe.placement.solvers.margins import Margins, Trial, best_trial, under_margin
@@ -86,20 +86,27 @@ class DpSearch:
 
         return self.each_layer(work)
 
-    def place(self, share: NDArray[np.float64], places: Places | None, restarts: int, seed: int) -> Places:
-        """Every layer's best placement for homes `share`, from `places` on and from `restarts` random ones."""
+    def place(
+        self, share: NDArray[np.float64], places: Places | None, restarts: int, seed: int, *, annealed: int = 0
+    ) -> Places:
+        """Every layer's best placement for homes `share`, from `places` on and from `restarts` random ones.
+
+        annealed: proposals by which `places` are annealed too.
+        """
 
         def work(layer: int) -> NDArray[np.int32]:
             problem, homes = self.searched[layer], self.homes_of_set(layer, share)
             rng = np.random.default_rng((self.options.seed, seed, layer))
-            starts = [] if places is None else [places[layer]]
-            starts += [problem.random_placement(rng) for _ in range(restarts)]
+            starts = [] if places is None else [(places[layer], 0)]
+            if annealed:
+                starts += [(start, annealed) for start, _ in starts]
+            starts += [(problem.random_placement(rng), 0) for _ in range(restarts)]
             found: list[NDArray[np.int32]] = []
-            for start in starts:
+            for start, proposals in starts:
                 if self.options.is_over and (found or places is not None):
                     found.append(start)
                     break
-                found.append(problem.search(homes, start, patience=_PATIENCE, seed=seed))
+                found.append(problem.search(homes, start, patience=_PATIENCE, annealed=proposals, seed=seed))
             return min(found, key=lambda place: (not problem.cap.is_kept(place), problem.priced_cost(place, homes)))
 
         return self.each_layer(work)
@@ -130,7 +137,7 @@ class DpSearch:
 
     def served_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:
         """float64 [Q, R]: where new requests like these would start, and the affinity that sends them there."""
-        orders = max(_FEWEST_ORDERS, affordable_starts(_ORDERS, int(self.machine.slots.sum())))
+        orders = max(_FEWEST_ORDERS, affordable_rounds(_ORDERS, int(self.machine.slots.sum())))
         return self._served_homes(cost, orders, self.options.seed)
 
     def judged_homes(self, cost: NDArray[np.float64]) -> tuple[NDArray[np.float64], Affinity | None]:

@@ -5,12 +5,16 @@ from numpy.typing import NDArray
 
 # Searches weigh a draw of tokens past so many (token, expert) pairs: it says as much of where experts belong.
 _SEARCHED_PAIRS = 400_000
-# Starts are as many as asked for up to so many slots, fewer beyond: each takes longer, and tells less from the others.
-_ALL_STARTS = 64
-# Annealing makes as many proposals as wanted up to so many slots, and begins as hot; beyond, pairs of slots grow with
-# the square, and so do the meetings that time allows shrink. What has less time to cool must not begin as hot.
+# Rounds of homes are as many as asked for up to so many slots, fewer beyond: each takes longer.
+_ALL_ROUNDS = 64
+# Starts are as many as wanted up to so many slots, and so are proposals for annealing, which begins as hot; beyond,
+# pairs of slots grow with the square, and so do the meetings that time allows shrink. What has less time to cool must
+# not begin as hot.
 _ALL_PROPOSALS = 128
 _KICKS_PER_SLOT = 0.5
+# Up to so many slots swap searches from random placements mostly end alike; beyond, they are annealed first.
+_ALIKE = 48
+_ANNEALED_SWAPS = 30
 # An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
 _ITEMS_PER_SLOT = 20
 _FEWEST_ITEMS = 1500
@@ -27,7 +31,12 @@ def searched_tokens(num_tokens: int, top_k: int, seed: int) -> NDArray[np.int64]
 
 def affordable_starts(wanted: int, num_slots: int) -> int:
     """How many of `wanted` starts a layer with `num_slots` slots on all ranks gets; 0 is possible."""
-    return round(wanted * min(1.0, _ALL_STARTS / num_slots))
+    return round(wanted * annealing_share(num_slots))
+
+
+def affordable_rounds(wanted: int, num_slots: int) -> int:
+    """How many of `wanted` rounds of homes a layer with `num_slots` slots on all ranks gets; 0 is possible."""
+    return round(wanted * min(1.0, _ALL_ROUNDS / num_slots))
 
 
 def affordable_kicks(num_slots: int) -> int:
@@ -36,6 +45,11 @@ def affordable_kicks(num_slots: int) -> int:
     Past what is affordable fewer by the fourth power: each search takes longer too.
     """
     return round(_KICKS_PER_SLOT * num_slots * annealing_share(num_slots) ** 2)
+
+
+def annealed_swaps(num_slots: int) -> int:
+    """How many swaps are proposed when a placement of single copies is annealed: as many for every pair of slots."""
+    return round(_ANNEALED_SWAPS * num_slots**2 * annealing_share(num_slots)) if num_slots > _ALIKE else 0
 
 
 def annealed_items(num_slots: int) -> int:

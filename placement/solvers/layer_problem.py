@@ -10,6 +10,7 @@ from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.expert_groups import random_by_groups, swap_groups
 from specmoe.placement.solvers.expert_sets import ExpertSets, expert_sets
 from specmoe.placement.solvers.plain_costs import plain_costs
+from specmoe.placement.solvers.swap_anneal import swap_anneal
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap, swap_search
 from specmoe.placement.topology import Topology
 from specmoe.profiler.routing_profile import RoutingProfile
@@ -123,16 +124,19 @@ class LayerProblem:
         steps: int = 400,
         patience: int = 50,
         kicks: int = 0,
+        annealed: int = 0,
         seed: int = 0,
     ) -> NDArray[np.int32]:
         """int32 [P]: a placement improved by `swap_search`; homes_of_set: float64 [S, R], how many tokens of each set
-        start on each rank.
+        start on each rank; annealed: how many proposals of `swap_anneal` come before it.
         """
         groups = self.machine.expert_groups
-        kind = np.arange(len(start), dtype=np.int32) * groups // len(start)
+        kind = (np.arange(len(start)) * groups // len(start)).astype(np.int32)
         if groups >= self.machine.ep_size > 1:
             start = swap_groups(start, groups, lambda place: self.priced_cost(place, homes_of_set))
         price, placed = homes_of_set @ self.machine.link, start
+        if annealed:
+            placed = swap_anneal(self.sets.sets, price, self.cap, start, kind=kind, proposals=annealed, seed=seed)
 
         def searched(place: NDArray[np.int32], overload_price: float) -> NDArray[np.int32]:
             found, _ = swap_search(
@@ -140,7 +144,7 @@ class LayerProblem:
                 price,
                 self.cap,
                 place,
-                kind=kind.astype(np.int32),
+                kind=kind,
                 overload_price=overload_price,
                 steps=steps,
                 patience=patience,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specmoe.placement.options import SolveOptions
 from specmoe.placement.solvers.cooling import cooling
 from specmoe.placement.solvers.copies import Copies, set_copies
-from specmoe.placement.solvers.effort import affordable_kicks, affordable_starts
+from specmoe.placement.solvers.effort import affordable_kicks, affordable_rounds, affordable_starts, annealed_swaps
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.load_drift import expected_heaviest
 from specmoe.placement.solvers.margins import Margins, Trial, best_trial, under_margin
@@ -39,6 +39,8 @@ _ANNEALINGS, _FEW_SLOTS = 3, 60
 _SEEDS_APART = 1009
 _SEATINGS, _FEWEST_SEATINGS = 10, 4
 _KICKED_TURNS, _KICKED_PATIENCE = 2, 20
+# Single copies annealed from random placements, and proposals in those of `annealed_swaps`.
+_ANNEALED_STARTS, _ANNEALED_LONGER = 3, 2
 # The part of a layer's time for a placement to begin with, where annealing follows.
 _STARTS_TIME = 0.3
 
@@ -138,7 +140,7 @@ def solve_tp_layer(
         trials.append(_best_start(search, redrawn, starting, starts, seed))
     search, place = best_trial(trials, problem.machine.allowed_imbalance).found
     if not has_replicas:
-        place = _kicked(search, place, options, seed)
+        place = _kicked(search, _annealed(search, place, options, seed), options, seed)
     problem = search.problem
     search, copies = _best_replicas(search, place, options, seed)
     cost = copies_by_home(problem, copies)
@@ -171,17 +173,39 @@ def _is_settled(costs: list[float]) -> bool:
     return sum(cost <= min(costs) * (1 + _SAME_END) for cost in costs) >= _SAME_ENDS
 
 
-def _one_start(search: _Search, seed: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
-    """A placement, the prices that go with it, and its expected cost."""
+def _one_start(
+    search: _Search, seed: tuple[int, int], annealed: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
+    """A placement, the prices that go with it, and its expected cost; annealed: proposals before homes are known."""
     search.price = np.zeros(search.problem.machine.ep_size)
     place = search.problem.random_placement(np.random.default_rng(seed))
     homes: TokenHomes | None = None
     cost = np.zeros((0, 0), dtype=np.float32)
     for temperature in _TEMPERATURES:
-        place = search.searched.search(search.homes_of_set(homes), place, seed=seed[0] + seed[1])
+        homes_of_set, proposals = search.homes_of_set(homes), 0 if len(cost) else annealed
+        place = search.searched.search(homes_of_set, place, annealed=proposals, seed=seed[0] + seed[1])
         cost = search.problem.copies_by_home(place)
         homes = search.seat(cost, temperature)
     return place, search.price, search.expected(homes, cost)
+
+
+def _annealed(search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int) -> NDArray[np.int32]:
+    """The best of `place` and placements annealed anew, homes alternating; the search's prices go with it.
+
+    Annealed for the homes of a placement they would end where it is, so they begin without any.
+    """
+    slots = int(search.problem.machine.slots.sum())
+    proposals = _ANNEALED_LONGER * annealed_swaps(slots)
+    if not proposals:
+        return place
+    cost = search.problem.copies_by_home(place)
+    found = [(place, search.price, search.expected(search.seat(cost, _TEMPERATURES[-1]), cost))]
+    for start in range(max(1, affordable_starts(_ANNEALED_STARTS, slots))):
+        if options.is_over:
+            break
+        found.append(_one_start(replace(search), (seed, _SEEDS_APART + start), proposals))
+    place, search.price, _ = min(found, key=lambda run: (not search.problem.cap.is_kept(run[0]), run[2]))
+    return place
 
 
 def _kicked(search: _Search, place: NDArray[np.int32], options: SolveOptions, seed: int) -> NDArray[np.int32]:
@@ -233,7 +257,7 @@ def _with_replicas(search: _Search, place: NDArray[np.int32], options: SolveOpti
     if int(problem.machine.slots.sum()) == problem.num_logical_experts:
         return copies
     filled = copies.holds.copy()
-    seatings = max(_FEWEST_SEATINGS, affordable_starts(_SEATINGS, int(problem.machine.slots.sum())))
+    seatings = max(_FEWEST_SEATINGS, affordable_rounds(_SEATINGS, int(problem.machine.slots.sum())))
     for turns in cooling(ANNEALING_ROUNDS, seatings, lambda: options.seconds_left):
         if options.is_over:
             break
