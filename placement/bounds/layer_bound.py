@@ -39,9 +39,9 @@ _WEAK = 0.25
 _OPEN_BY_COVER = 0.02
 # A search by credits that was cut short is mostly below this share of the plan's cost.
 _ENOUGH = 0.6
-# Of 64 experts, eight a token: 6e5 columns, on 16 ranks, leave 7 % by columns and 12 % by witnesses; 4e9, on 8 ranks,
-# leave 90 % and 22 %.
-_FEW_COLUMNS = 10**6
+# Of 64 experts, eight a token: 6e5 columns, on 16 ranks, leave 7 or 42 % by columns and 10 or 9 % by witnesses, on two
+# models; halves of the work for both leave what witnesses do.
+_FEW_COLUMNS = 10**5
 # More than products of copies and surcharges can be off in float64.
 _ROUNDED_DOWN = 1.0 - 1e-12
 
@@ -177,8 +177,11 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
     if choice.rank_of_expert is None and choice.is_best and not case.is_legal:
         return LayerBound(with_homes=np.inf, any_homes=0.0, is_weak=False, cost=case.cost)
     cost = case.cost if choice.rank_of_expert is None else cost_of(problem, choice.rank_of_expert)
-    any_homes = whole(ascend_any_homes(case, work).bound - case.num_tokens)
-    bound = min(whole(choice.bound), cost)
+    any_homes = copies_anywhere(case, options, work)
+    proven = whole(choice.bound)
+    if not choice.is_best and not has_few_columns(case):
+        proven = max(proven, copies_seated(case, options, work))
+    bound = min(proven, cost)
     return LayerBound(
         with_homes=bound,
         any_homes=min(any_homes, bound),

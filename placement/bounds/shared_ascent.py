@@ -1,8 +1,8 @@
 """The multipliers of `shared_ranks.py` that bound best, by the alternating direction method of multipliers.
 
-The sharing of ranks that is worth most is sought in three places at once, which are pulled together: among matrices
-whose entries are in order, among semidefinite ones, and, with single copies, among those whose rows keep the load cap.
-What pulls are the Y and the y of the bound. One step is two projections by formula and one by eigenvectors.
+The sharing of ranks that is worth most is sought in two places at once, which are pulled together: among matrices whose
+entries are in order, and among semidefinite ones. What pulls is the Y of the bound. One step is a projection by formula
+and one by eigenvectors; then the price y of load rises for the rows that hold more than they may.
 
 S. Boyd and others, Distributed optimization and statistical learning via the alternating direction method of
 multipliers (2011), with over-relaxation; Z. Wen, D. Goldfarb, W. Yin, Alternating direction augmented Lagrangian
@@ -19,6 +19,8 @@ _RELAXED = 1.8
 # The pull is as strong as makes both of its errors alike, to a factor; it starts at this share of an expert's worth.
 _ALIKE, _ADJUST = 3.0, 1.3
 _FIRST_PULL = 1 / 16
+# How far prices of load go, beside what would bring a row down to its load by itself; at twice as far some swing.
+_LOAD_STEP = 6.0
 _HALVINGS = 40
 
 
@@ -29,7 +31,7 @@ class SharedAscent:
         self.limits = limits
         self.shared = start
         self.smooth, self.price = np.zeros_like(start), np.zeros(len(start))
-        self._semidefinite, self._light = start, start
+        self._semidefinite = start
         self._across = np.linalg.qr(limits.normal[:, None], mode="complete")[0][:, 1:]
         self._has_load = bool(limits.excess.any())
         self._pull = 0.0
@@ -43,7 +45,7 @@ class SharedAscent:
             before = self._semidefinite
             self._make_semidefinite()
             if self._has_load:
-                self._lighten()
+                self._price_load()
         moved = float(np.linalg.norm(self._semidefinite - before))
         apart = float(np.linalg.norm(self._semidefinite - self.shared))
         if apart > _ALIKE * moved:
@@ -52,9 +54,7 @@ class SharedAscent:
             self._pull /= _ADJUST
 
     def _order_entries(self, worth: Matrix) -> None:
-        free = self._semidefinite + (worth - self.smooth) / self._pull
-        if self._has_load:
-            free = 0.5 * (free + self._light - load_worth(self.price, self.limits.excess) / self._pull)
+        free = self._semidefinite + (worth - self.smooth - load_worth(self.price, self.limits.excess)) / self._pull
         project_entries(free, self.limits.num_experts, self.limits.is_single)
         self.shared = free
 
@@ -67,14 +67,10 @@ class SharedAscent:
         self._semidefinite = (kept * values[first:]) @ kept.T
         self.smooth = self.smooth + self._pull * (near - self._semidefinite)
 
-    def _lighten(self) -> None:
-        """Rows of the matrix that hold more load than they may come down to it."""
+    def _price_load(self) -> None:
         excess = self.limits.excess
-        near = _RELAXED * self.shared + (1.0 - _RELAXED) * self._light
-        length, before = float(excess @ excess), self.price / self._pull
-        after = np.maximum(before + near @ excess / length, 0.0)
-        self._light = near + load_worth(before - after, excess)
-        self.price = self._pull * after
+        step = _LOAD_STEP * self._pull / float(excess @ excess)
+        self.price = np.maximum(self.price + step * (self.shared @ excess), 0.0)
 
 
 @compiled

@@ -21,13 +21,13 @@ from specmoe.placement.bounds.shared_ranks import Matrix, RankLimits, most_worth
 from specmoe.placement.bounds.witnesses import call_witnesses, seated_members
 
 _MOST_TURNS = 200
-# Steps of the sharing in a turn: more are better where there are turns enough. How far tokens follow it.
-_STEPS, _FEW_STEPS, _ENOUGH_TURNS = 20, 10, 15
+# Steps of the sharing in a turn, and with how many turns they are worth it. How far tokens follow it.
+_STEPS = ((20, 15), (10, 6), (5, 3), (2, 0))
 _FOLLOW = 0.2
 # Operations, about a nanosecond each: of a token in a turn and of each pair of its vertices; of a step, of each entry
 # of its matrix, and of each product of entries.
 _WORK_PER_TOKEN, _WORK_PER_PAIR = 50, 1
-_WORK_PER_STEP, _WORK_PER_ENTRY, _WORK_PER_PRODUCT = 40_000, 30, 0.25
+_WORK_PER_STEP, _WORK_PER_ENTRY, _WORK_PER_PRODUCT = 40_000, 30, 0.1
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -52,6 +52,11 @@ def turn_work(members: NDArray[np.int32], num_vertices: int, steps: int) -> int:
     return int(tokens + steps * step)
 
 
+def steps_of_turn(members: NDArray[np.int32], num_vertices: int, work_limit: int) -> int:
+    """How many steps the sharing moves in a turn."""
+    return next(steps for steps, turns in _STEPS if work_limit >= turns * turn_work(members, num_vertices, steps))
+
+
 def _ranks_met(
     case: LayerCase,
     members: NDArray[np.int32],
@@ -61,7 +66,7 @@ def _ranks_met(
 ) -> float:
     """How many ranks tokens meet beyond one each, at least; members: int32 [N, m], tokens: float64 [N]."""
     limits, start = RankLimits.of(case), shared_by(case.holds)
-    steps = _STEPS if work_limit >= _ENOUGH_TURNS * turn_work(members, len(start), _STEPS) else _FEW_STEPS
+    steps = steps_of_turn(members, len(start), work_limit)
     turns = min(work_limit // turn_work(members, len(start), steps), _MOST_TURNS)
     ascent, followed, pairs = SharedAscent(limits, start), start, np.zeros_like(start)
     best, called, weight = 0.0, 0.0, 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specmoe.placement.bounds.companions import companions_bound
 from specmoe.placement.bounds.largest_eigenvalue import largest_eigenvalue
-from specmoe.placement.bounds.layer_bound import bound_layer
+from specmoe.placement.bounds.layer_bound import bound_layer, settle_layer
 from specmoe.placement.bounds.shared_ascent import project_entries
 from specmoe.placement.bounds.shared_ranks import RankLimits, most_worth, shared_by
 from specmoe.placement.bounds.witness_bound import witness_bound
@@ -93,8 +93,12 @@ def test_the_load_cap_raises_it():
     assert brute_force.best_cost(free) < witness_bound(capped, WORK, never)
 
 
+def wide_layer():
+    return brute_force.random_case(np.random.default_rng(0), experts=48, top_k=6, slots=(12,) * 4, tokens=300)
+
+
 def test_it_takes_the_place_of_columns_where_these_are_too_many():
-    case = brute_force.random_case(np.random.default_rng(0), experts=48, top_k=6, slots=(12,) * 4, tokens=300)
+    case = wide_layer()
     for replicas in (0, 1):
         slots = case.slots + np.int32(replicas)
         wider = type(case)(**{**vars(case), "slots": slots})
@@ -102,6 +106,11 @@ def test_it_takes_the_place_of_columns_where_these_are_too_many():
         assert proven.with_homes == np.ceil(witness_bound(wider, (3 + replicas) * WORK // 4, never))
         assert proven.with_homes > companions_bound(wider)
         assert (proven.any_homes > 0) == (replicas == 0)
+
+
+def test_it_bounds_what_the_search_for_the_best_placement_leaves_open():
+    settled = settle_layer(wide_layer(), SolveOptions(), WORK)
+    assert settled.with_homes >= witness_bound(wide_layer(), WORK, never) > 0
 
 
 def test_without_work_it_says_nothing_and_it_stops_when_told():
