@@ -11,7 +11,7 @@ from specmoe.placement.solvers.copy_gains import copy_gains
 from specmoe.placement.solvers.cover_anneal import anneal_copies
 from specmoe.placement.solvers.cover_words import word_width
 from specmoe.placement.solvers.dispatched import dispatched, served_load
-from specmoe.placement.solvers.effort import annealed_items, annealing_share
+from specmoe.placement.solvers.effort import annealed_items, annealing_share, meeting_pairs
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
@@ -155,7 +155,7 @@ def _proposals_per_round(problem: LayerProblem) -> int:
     wanted = min(max(_MEETINGS_TIMES_RANKS // ep_size, _FEWEST_MEETINGS), _MEETINGS)
     wanted = wanted * _MANY_RANKS // max(ep_size, _MANY_RANKS)
     meetings = round(_affordable(problem) * wanted * annealing_share(slots))
-    return min(max(slots**2, 500), 1500) * max(1, meetings)
+    return meeting_pairs(slots) * max(1, meetings)
 
 
 def _affordable(problem: LayerProblem) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specmoe.placement.solvers.effort import affordable_kicks, annealing_share
+from specmoe.placement.solvers.effort import affordable_kicks, annealing_share, meeting_pairs
 
 
 @pytest.mark.parametrize(("slots", "share"), [(40, 1.0), (128, 1.0), (256, 0.25), (1280, 0.01)])
@@ -13,3 +13,10 @@ def test_annealing_shrinks_with_the_pairs_of_slots_past_those_of_128(slots, shar
 @pytest.mark.parametrize(("slots", "kicks"), [(8, 4), (64, 32), (128, 64), (256, 8), (1280, 0)])
 def test_searches_begin_anew_more_often_with_more_slots_while_that_is_affordable(slots, kicks):
     assert affordable_kicks(slots) == kicks
+
+
+@pytest.mark.parametrize(
+    ("slots", "pairs"), [(8, 500), (40, 1600), (72, 5184), (128, 12_000), (256, 3000), (1280, 1500)]
+)
+def test_all_pairs_of_slots_meet_while_that_is_affordable(slots, pairs):
+    assert meeting_pairs(slots) == pairs
