@@ -11,17 +11,16 @@ import numpy as np
 
 from specmoe.placement.bounds.layer_case import LayerCase
 from specmoe.placement.bounds.pair_anneal import anneal_pairs
-from specmoe.placement.bounds.pair_layer import holds_of, masks_of, pair_layer
+from specmoe.placement.bounds.pair_layer import PairLayer, holds_of, masks_of, pair_layer
 from specmoe.placement.bounds.pair_search import PairFound, search_pairs
 from specmoe.placement.bounds.served_choice import ServedChoice
 from specmoe.placement.bounds.served_program import dispatch_served
 from specmoe.placement.options import SolveOptions
 
 _ANNEALINGS, _STEPS = 4, 60_000
-# Operations of the search in a second.
-_WORK_PER_SECOND = 2.5e8
-# What the search counts as one are about so many of those that the work is given in.
-_WORK_PER_OPERATION = 3
+# Operations of the search in a second, and the parts of its work after which it begins anew below what was found.
+_WORK_PER_SECOND = 3e8
+_TURNS = 0.2, 0.8
 # The dispatch of one placement may take this part of the work.
 _DISPATCH_SHARE = 20
 # No placement costs more than one copy per pair.
@@ -41,19 +40,33 @@ def best_pairs(case: LayerCase, options: SolveOptions, work: int) -> ServedChoic
         annealed = anneal_pairs(layer, start, limit, _STEPS, options.seed + attempt)
         if annealed.is_found:
             limit, masks, names = annealed.cost, annealed.masks, annealed.names
-    operations = work // _WORK_PER_OPERATION
+    known = ServedChoice(
+        bound=-np.inf,
+        cost=float(limit) if masks is not None or case.is_legal else np.inf,
+        holds=None if masks is None else holds_of(masks, case.num_experts),
+        dispatch=None if names is None else names.astype(np.int32),
+    )
+    for turn in _TURNS:
+        proven = known.bound
+        known = _search(case, layer, known, options, int(turn * work))
+        known = replace(known, bound=max(known.bound, proven))
+        if known.bound >= known.cost or options.is_over:
+            break
+    return known
+
+
+def _search(case: LayerCase, layer: PairLayer, known: ServedChoice, options: SolveOptions, work: int) -> ServedChoice:
+    """What costs less than the known, with the bound that so much work proves."""
+    highest = int(layer.loads.sum()) + _MORE_THAN_ANY
+    limit = int(known.cost) if np.isfinite(known.cost) else highest
+    operations = work
     if options.seconds_left is not None:
         operations = min(operations, int(max(0.0, options.seconds_left) * _WORK_PER_SECOND))
     found = search_pairs(layer, limit, operations)
     if found.is_found:
-        limit, masks, names = found.cost, found.masks, found.names
-    is_known = masks is not None or case.is_legal
-    known = ServedChoice(
-        bound=float(found.bound) if found.bound < highest else np.inf,
-        cost=float(limit) if is_known else np.inf,
-        holds=None if masks is None else holds_of(masks, case.num_experts),
-        dispatch=None if names is None else names.astype(np.int32),
-    )
+        holds, dispatch = holds_of(found.masks, case.num_experts), found.names.astype(np.int32)
+        known = replace(known, cost=float(found.cost), holds=holds, dispatch=dispatch)
+    known = replace(known, bound=float(found.bound) if found.bound < highest else np.inf)
     return settle_aside(case, known, found, options, work // _DISPATCH_SHARE)
 
 

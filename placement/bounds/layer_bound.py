@@ -34,9 +34,6 @@ _ANY_HOMES = 0.25
 _NODES = 0.25
 # A gap above this share of the bound says little about the plan.
 _WEAK = 0.25
-# Programs gained nothing on gaps up to this share under `cover`, and took much longer than the search: gpt-oss-20b's
-# routing folded to 8 experts, 8 ranks, one slot.
-_OPEN_BY_COVER = 0.02
 # A search by credits that was cut short is mostly below this share of the plan's cost.
 _ENOUGH = 0.6
 # Of 64 experts, eight a token: 6e5 columns, on 16 ranks, leave 7 or 42 % by columns and 10 or 9 % by witnesses, on two
@@ -192,11 +189,10 @@ def settle_layer(case: LayerCase, options: SolveOptions, work: int) -> LayerBoun
 
 
 def _settle_pairs(case: LayerCase, options: SolveOptions, work: int) -> LayerBound:
-    """The same with replicas, for up to two experts a token; the programs take on what it leaves open."""
+    """The same with replicas, for up to two experts a token; the programs follow under `static` alone."""
     served = best_pairs(case, options, work)
     bound = served.bound
-    open_share = _OPEN_BY_COVER if case.replica_choice == "cover" else 0.0
-    if bound * (1 + open_share) < served.cost and not options.is_over:
+    if case.replica_choice == "static" and bound < served.cost and not options.is_over:
         known = case if served.holds is None else replace(case, holds=served.holds, cost=served.cost, is_legal=True)
         program = _settle_copies(known, options, work)
         bound = max(bound, program.with_homes)

@@ -28,13 +28,18 @@ class Values(NamedTuple):
     """of_column: int64 [R, N], what each column costs its rank at least; lowest and cheapest: int64 [R], the least of
     these and its column; is_saved: bool [R, P], the pairs saved by homes with their cheapest columns.
 
-    most and block: int64 [2 ** E], as in `pair_parts.py`; work: int64 [1], operations so far.
+    constant: int64 [R], of_expert: int64 [R, E] and of_pair: int64 [R, P], what a rank costs without a column, and what
+    each expert and each pair in one takes off. most and block: int64 [2 ** E], as in `pair_parts.py`; work: int64 [1],
+    operations so far.
     """
 
     of_column: NDArray[np.int64]
     lowest: NDArray[np.int64]
     cheapest: NDArray[np.int64]
     is_saved: NDArray[np.bool_]
+    constant: NDArray[np.int64]
+    of_expert: NDArray[np.int64]
+    of_pair: NDArray[np.int64]
     most: NDArray[np.int64]
     block: NDArray[np.int64]
     work: NDArray[np.int64]
@@ -49,113 +54,113 @@ def new_values(layer: PairLayer) -> Values:
         np.zeros(R, dtype=np.int64),
         np.zeros(R, dtype=np.int64),
         np.zeros((R, len(layer.pair)), dtype=np.bool_),
+        np.zeros(R, dtype=np.int64),
+        np.zeros((R, E), dtype=np.int64),
+        np.zeros((R, len(layer.pair)), dtype=np.int64),
         np.zeros(1 << E, dtype=np.int64),
         np.zeros(1 << E, dtype=np.int64),
         np.zeros(1, dtype=np.int64),
     )
 
 
+# Calls that take a branch and its values apart cost as much as a rank does: each of these goes through all ranks.
 @compiled
 def bound_branch(layer: PairLayer, branch: Branch, values: Values) -> int:
     """What the branch costs at least; writes its values."""
-    R, E = layer.loads.shape
-    earned = branch.demand.copy()
-    total = branch.demand.sum()
-    for rank in range(R):
-        earned += branch.credit[rank]
-    for expert in range(E):
+    _price_experts(layer, branch, values)
+    _price_pairs(layer, branch, values)
+    total = 0
+    for p in range(len(layer.pair)):
+        total += branch.demand[p]
+    for expert in range(len(branch.price)):
         if not branch.is_held[expert]:
             total += branch.price[expert]
-    of_expert, of_pair = np.zeros(E, dtype=np.int64), np.zeros(len(layer.pair), dtype=np.int64)
-    for rank in range(R):
-        of_pair[:] = earned - branch.credit[rank]
-        constant = _of_own_experts(layer, branch, rank, of_expert)
-        if layer.is_cover:
-            constant -= _save_by_cover(layer, branch, rank, of_expert, of_pair)
-        else:
+    if layer.is_cover:
+        _value_columns(layer, branch, values, 0, len(branch.num))
+    else:
+        for rank in range(len(branch.num)):
             saved = np.where(branch.pair_state == APART, 0, layer.tokens[rank] - branch.credit[rank])
             save_by_parts(layer, saved, branch.pair_state, values.most, values.block)
-            values.work[0] += 3**E // 2
-        _value_columns(layer, branch, values, rank, constant, of_expert, of_pair)
+            _value_columns(layer, branch, values, rank, rank + 1)
+            _note_blocks(layer, values, rank)
+    for rank in range(len(branch.num)):
         total += values.lowest[rank]
     return int(total)
 
 
 @compiled
-def _of_own_experts(layer: PairLayer, branch: Branch, rank: int, of_expert: NDArray[np.int64]) -> int:
-    """What a rank pays without a column; writes what each expert is worth to it."""
-    constant = 0
-    for expert in range(len(of_expert)):
-        constant += layer.loads[rank, expert]
-        of_expert[expert] = layer.loads[rank, expert]
-        if not branch.is_held[expert]:
-            of_expert[expert] += branch.price[expert]
-    return constant
+def _price_experts(layer: PairLayer, branch: Branch, values: Values) -> None:
+    """Write what ranks cost without a column, but for what they save, and what each expert takes off."""
+    for rank in range(len(branch.num)):
+        values.constant[rank] = 0
+        for expert in range(len(branch.price)):
+            values.constant[rank] += layer.loads[rank, expert]
+            values.of_expert[rank, expert] = layer.loads[rank, expert]
+            if not branch.is_held[expert]:
+                values.of_expert[rank, expert] += branch.price[expert]
 
 
 @compiled
-def _save_by_cover(
-    layer: PairLayer, branch: Branch, rank: int, of_expert: NDArray[np.int64], of_pair: NDArray[np.int64]
-) -> int:
-    """What a rank without a column saves; each expert that it holds takes that of its pairs away, each pair once."""
-    constant = 0
+def _price_pairs(layer: PairLayer, branch: Branch, values: Values) -> None:
+    """Write what each pair takes off. Under `cover` a rank without a column saves all pairs, and each expert that it
+    holds takes that of its pairs away, but that of each pair once.
+    """
     for p in range(len(layer.pair)):
-        if branch.pair_state[p] != APART:
-            saved = layer.tokens[rank, p] - branch.credit[rank, p]
-            constant += saved
-            of_expert[layer.first[p]] -= saved
-            of_expert[layer.second[p]] -= saved
-            of_pair[p] += saved
-    return constant
+        earned, first, second = branch.demand[p], layer.first[p], layer.second[p]
+        for rank in range(len(branch.num)):
+            earned += branch.credit[rank, p]
+        for rank in range(len(branch.num)):
+            values.of_pair[rank, p] = earned - branch.credit[rank, p]
+            if layer.is_cover and branch.pair_state[p] != APART:
+                saved = layer.tokens[rank, p] - branch.credit[rank, p]
+                values.constant[rank] -= saved
+                values.of_expert[rank, first] -= saved
+                values.of_expert[rank, second] -= saved
+                values.of_pair[rank, p] += saved
 
 
 @compiled
-def _value_columns(
-    layer: PairLayer,
-    branch: Branch,
-    values: Values,
-    rank: int,
-    constant: int,
-    of_expert: NDArray[np.int64],
-    of_pair: NDArray[np.int64],
-) -> None:
-    """Write the value of each of a rank's columns: the constant, less what its experts and pairs are worth."""
-    everything = (1 << len(of_expert)) - 1
-    lowest = 1 << 60
-    for i in range(branch.num[rank]):
-        column = branch.left[rank, i]
-        index = layer.begin[rank] + column
-        value = constant
-        for k in range(layer.members.shape[1]):
-            if layer.members[index, k] >= 0:
-                value -= of_expert[layer.members[index, k]]
-        for k in range(layer.pairs_in.shape[1]):
-            if layer.pairs_in[index, k] >= 0:
-                value -= of_pair[layer.pairs_in[index, k]]
-        if not layer.is_cover:
-            value -= values.most[everything ^ layer.columns[index]]
-        values.of_column[rank, column] = value
-        if value < lowest:
-            lowest, values.cheapest[rank] = value, column
-    values.lowest[rank] = lowest
+def _value_columns(layer: PairLayer, branch: Branch, values: Values, begin: int, end: int) -> None:
+    """Write the values of the columns of these ranks: the constant, less what experts and pairs take off."""
+    everything = (1 << len(branch.price)) - 1
+    size, num_pairs = layer.members.shape[1], layer.pairs_in.shape[1]
+    for rank in range(begin, end):
+        lowest = 1 << 60
+        for i in range(branch.num[rank]):
+            column = branch.left[rank, i]
+            index = layer.begin[rank] + column
+            value = values.constant[rank]
+            for k in range(size):
+                if layer.members[index, k] >= 0:
+                    value -= values.of_expert[rank, layer.members[index, k]]
+            for k in range(num_pairs):
+                if layer.pairs_in[index, k] >= 0:
+                    value -= values.of_pair[rank, layer.pairs_in[index, k]]
+            if not layer.is_cover:
+                value -= values.most[everything ^ layer.columns[index]]
+            values.of_column[rank, column] = value
+            if value < lowest:
+                lowest, values.cheapest[rank] = value, column
+        values.lowest[rank] = lowest
+        if layer.is_cover:
+            mask = layer.columns[layer.begin[rank] + values.cheapest[rank]]
+            for p in range(len(layer.pair)):
+                values.is_saved[rank, p] = layer.pair[p] & mask == 0
+        values.work[0] += len(layer.pair) + branch.num[rank] * (size + num_pairs)
+
+
+@compiled
+def _note_blocks(layer: PairLayer, values: Values, rank: int) -> None:
+    """Write which pairs a home with its cheapest column saves under `static`."""
     mask = layer.columns[layer.begin[rank] + values.cheapest[rank]]
-    _note_saved(layer, values, rank, everything ^ mask)
-    values.work[0] += len(layer.pair) + branch.num[rank] * (layer.members.shape[1] + layer.pairs_in.shape[1])
-
-
-@compiled
-def _note_saved(layer: PairLayer, values: Values, rank: int, lacking: int) -> None:
-    """Write which pairs a home that lacks these experts saves."""
-    if layer.is_cover:
-        for p in range(len(layer.pair)):
-            values.is_saved[rank, p] = layer.pair[p] & lacking == layer.pair[p]
-        return
+    lacking = (len(values.most) - 1) ^ mask
     values.is_saved[rank] = False
     while lacking:
         block = values.block[lacking]
         for p in range(len(layer.pair)):
             values.is_saved[rank, p] |= layer.pair[p] & block == layer.pair[p]
         lacking ^= block
+    values.work[0] += 3 ** values.of_expert.shape[1] // 2
 
 
 @compiled

@@ -37,9 +37,7 @@ def climb(layer: PairLayer, branch: Branch, values: Values, total: int, limit: i
         if norm == 0:
             break
         size = max(1, (limit - total) // norm)
-        branch.credit[:] = np.minimum(np.maximum(branch.credit + size * slopes.credit, 0), layer.tokens)
-        branch.demand[:] = np.maximum(branch.demand + size * slopes.demand, 0)
-        branch.price[:] = np.maximum(branch.price + size * slopes.price, 0)
+        _step(layer, branch, slopes, size)
         total = bound_branch(layer, branch, values)
         if not drop_dear(branch, values, limit - total):
             return limit
@@ -51,40 +49,53 @@ def climb(layer: PairLayer, branch: Branch, values: Values, total: int, limit: i
 
 
 @compiled
+def _step(layer: PairLayer, branch: Branch, slopes: _Slopes, size: int) -> None:
+    for p in range(len(branch.demand)):
+        branch.demand[p] = max(branch.demand[p] + size * slopes.demand[p], 0)
+        for rank in range(len(branch.num)):
+            moved = branch.credit[rank, p] + size * slopes.credit[rank, p]
+            branch.credit[rank, p] = min(max(moved, 0), layer.tokens[rank, p])
+    for expert in range(len(branch.price)):
+        branch.price[expert] = max(branch.price[expert] + size * slopes.price[expert], 0)
+
+
+@compiled
 def _slopes(layer: PairLayer, branch: Branch, values: Values, slopes: _Slopes) -> int:
     """Write the slopes; the sum of their squares."""
-    R, E = layer.loads.shape
-    masks = np.zeros(R, dtype=np.int64)
-    for rank in range(R):
+    masks = np.zeros(len(branch.num), dtype=np.int64)
+    for rank in range(len(masks)):
         masks[rank] = layer.columns[layer.begin[rank] + values.cheapest[rank]]
-    norm = 0
-    for p in range(len(layer.pair)):
-        norm += _slopes_of_pair(layer, branch, values, slopes, masks, p)
-    for expert in range(E):
-        slope = 0 if branch.is_held[expert] else 1 - int((masks >> expert & 1).sum())
+    norm = _slopes_of_pairs(layer, branch, values, slopes, masks)
+    for expert in range(len(branch.price)):
+        slope = 0
+        if not branch.is_held[expert]:
+            slope = 1
+            for rank in range(len(masks)):
+                slope -= masks[rank] >> expert & 1
         slopes.price[expert] = 0 if slope < 0 and branch.price[expert] == 0 else slope
         norm += int(slopes.price[expert]) ** 2
     return norm
 
 
 @compiled
-def _slopes_of_pair(
-    layer: PairLayer, branch: Branch, values: Values, slopes: _Slopes, masks: NDArray[np.int64], pair: int
+def _slopes_of_pairs(
+    layer: PairLayer, branch: Branch, values: Values, slopes: _Slopes, masks: NDArray[np.int64]
 ) -> int:
-    """The same for the credits and the demand of one pair."""
-    state, norm, times = branch.pair_state[pair], 0, 0
-    for rank in range(len(masks)):
-        times += layer.pair[pair] & masks[rank] == layer.pair[pair]
-    slope = 1 - times if state == WANTED else 0
-    slopes.demand[pair] = 0 if slope < 0 and branch.demand[pair] == 0 else slope
-    norm += int(slopes.demand[pair]) ** 2
-    for rank in range(len(masks)):
-        slope = 0
-        if state == OPEN:
-            holds_both = layer.pair[pair] & masks[rank] == layer.pair[pair]
-            slope = int(values.is_saved[rank, pair]) + int(holds_both) - times
-        credit = branch.credit[rank, pair]
-        can_move = credit < layer.tokens[rank, pair] if slope > 0 else credit > 0
-        slopes.credit[rank, pair] = slope if can_move else 0
-        norm += int(slopes.credit[rank, pair]) ** 2
+    """The same for credits and demand."""
+    norm = 0
+    for p in range(len(layer.pair)):
+        pair, state, times = layer.pair[p], branch.pair_state[p], 0
+        for rank in range(len(masks)):
+            times += pair & masks[rank] == pair
+        slope = 1 - times if state == WANTED else 0
+        slopes.demand[p] = 0 if slope < 0 and branch.demand[p] == 0 else slope
+        norm += int(slopes.demand[p]) ** 2
+        for rank in range(len(masks)):
+            slope = 0
+            if state == OPEN:
+                slope = int(values.is_saved[rank, p]) + int(pair & masks[rank] == pair) - times
+            credit = branch.credit[rank, p]
+            can_move = credit < layer.tokens[rank, p] if slope > 0 else credit > 0
+            slopes.credit[rank, p] = slope if can_move else 0
+            norm += int(slopes.credit[rank, p]) ** 2
     return norm
