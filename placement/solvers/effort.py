@@ -12,8 +12,9 @@ _ALL_ROUNDS = 64
 # not begin as hot.
 _ALL_PROPOSALS = 128
 _KICKS_PER_SLOT = 0.5
-# Up to so many slots swap searches from random placements mostly end alike; beyond, they are annealed first.
-_ALIKE = 48
+# Up to so many slots swap searches from random placements mostly end alike; beyond, they are annealed first, as far as
+# that is affordable: 256 experts on 32 ranks took ten seconds a layer, for half a percent.
+_ALIKE, _ANNEALED_UP_TO = 48, 192
 _ANNEALED_SWAPS = 30
 # So many pairs of slots meet when copies are annealed. With 1,500 of them 72 slots ended 2 % dearer, 144 slots 5 %.
 _FEWEST_PAIRS, _MOST_PAIRS, _LEAST_OF_MANY = 500, 12_000, 1500
@@ -50,8 +51,13 @@ def affordable_kicks(num_slots: int) -> int:
 
 
 def annealed_swaps(num_slots: int) -> int:
-    """How many swaps are proposed when a placement of single copies is annealed: as many for every pair of slots."""
-    return round(_ANNEALED_SWAPS * num_slots**2 * annealing_share(num_slots)) if num_slots > _ALIKE else 0
+    """How many swaps are proposed when a placement of single copies is annealed, 0 where it is not.
+
+    As many for every pair of slots up to 128 of them, as many in all beyond.
+    """
+    if not _ALIKE < num_slots <= _ANNEALED_UP_TO:
+        return 0
+    return round(_ANNEALED_SWAPS * num_slots**2 * annealing_share(num_slots))
 
 
 def annealed_items(num_slots: int) -> int:
