@@ -35,8 +35,7 @@ def swap_anneal(
 
     Little is left of where they begin. The load cap is a price of what is above it, which the end may be.
     """
-    if len(items) > _ANNEALED_SETS:
-        items, price = _drawn(items, price, seed)
+    items, price = _drawn(items, price, seed)
     offsets, rows = rows_by_expert(items, len(rank_of_place))
     sets = PricedSets(items, price, offsets, rows)
     placed = rank_of_place.astype(np.int32)
@@ -49,7 +48,11 @@ def swap_anneal(
 def _drawn(
     items: NDArray[np.int32], price: NDArray[np.float64], seed: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """A draw of the sets by their price, all priced alike on the whole."""
+    """The sets that cost anything or, of too many, a draw by their price, all priced alike on the whole."""
+    costly = price.any(axis=1)
+    items, price = items[costly], price[costly]
+    if len(items) <= _ANNEALED_SETS:
+        return items, price
     total = price.sum(axis=1)
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(len(items), size=_ANNEALED_SETS, replace=False, p=total / total.sum()))

@@ -98,6 +98,20 @@ def test_a_draw_stands_for_very_many_sets_and_costs_as_much(monkeypatch):
     assert cost(sets, annealed(sets, random_place(0), proposals=40_000)) <= 1.05 * cost(sets, team)
 
 
+def test_sets_that_cost_nothing_are_left_out_and_where_none_costs_anything_all_is_well(monkeypatch):
+    sets, _ = teams(3000)
+    monkeypatch.setattr(annealing, "_ANNEALED_SETS", 800)
+    price = np.zeros((len(sets), RANKS))
+    price[::4, 1] = 2.0
+    drawn, their_price = annealing._drawn(sets, price, seed=0)
+    assert np.array_equal(drawn, sets[::4])
+    assert np.array_equal(their_price, price[::4])
+    kind, one_rank = np.zeros(EXPERTS, dtype=np.int32), np.zeros(EXPERTS, dtype=np.int32)
+    cap = LoadCap(load=np.ones(EXPERTS), speed=np.ones(1), ceiling=float(EXPERTS))
+    found = swap_anneal(sets, np.zeros((len(sets), 1)), cap, one_rank, kind=kind, proposals=1000, seed=0)
+    assert np.array_equal(found, one_rank)
+
+
 @pytest.mark.parametrize(
     ("slots", "swaps"), [(32, 0), (48, 0), (64, 122_880), (128, 491_520), (192, 491_520), (256, 0)]
 )
