@@ -65,9 +65,12 @@ def annealed_items(num_slots: int) -> int:
     return max(_FEWEST_ITEMS, _ITEMS_PER_SLOT * num_slots)
 
 
-def meeting_pairs(num_slots: int) -> int:
-    """How many pairs of slots count when copies are annealed: all of them up to 109 slots, fewer of more than 128."""
-    most = max(_LEAST_OF_MANY, round(_MOST_PAIRS * annealing_share(num_slots)))
+def meeting_pairs(num_slots: int, *, is_quick: bool) -> int:
+    """How many pairs of slots count when copies are annealed: all of them up to 109 slots, fewer of more than 128.
+
+    is_quick: whether moves are priced within one number, so that fewer need not be.
+    """
+    most = _MOST_PAIRS if is_quick else max(_LEAST_OF_MANY, round(_MOST_PAIRS * annealing_share(num_slots)))
     return min(max(num_slots**2, _FEWEST_PAIRS), most)
 
 

@@ -155,14 +155,19 @@ def _proposals_per_round(problem: LayerProblem) -> int:
     wanted = min(max(_MEETINGS_TIMES_RANKS // ep_size, _FEWEST_MEETINGS), _MEETINGS)
     wanted = wanted * _MANY_RANKS // max(ep_size, _MANY_RANKS)
     meetings = round(_affordable(problem) * wanted * annealing_share(slots))
-    return meeting_pairs(slots) * max(1, meetings)
+    return meeting_pairs(slots, is_quick=_is_quick(problem)) * max(1, meetings)
 
 
 def _affordable(problem: LayerProblem) -> float:
     """What the usual number of proposals is multiplied by, as quick as they are priced on this machine."""
     if problem.machine.node.max() > problem.machine.node.min():
         return _LESS_WITH_NODES
-    return _MORE_WITHIN_A_NUMBER if word_width(problem.sets.sets.shape[1], problem.machine.ep_size) else 1.0
+    return _MORE_WITHIN_A_NUMBER if _is_quick(problem) else 1.0
+
+
+def _is_quick(problem: LayerProblem) -> bool:
+    """Whether all ranks are counted within one number."""
+    return word_width(problem.sets.sets.shape[1], problem.machine.ep_size) > 0
 
 
 def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

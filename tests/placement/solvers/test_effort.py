@@ -19,4 +19,5 @@ def test_searches_begin_anew_more_often_with_more_slots_while_that_is_affordable
     ("slots", "pairs"), [(8, 500), (40, 1600), (72, 5184), (128, 12_000), (256, 3000), (1280, 1500)]
 )
 def test_all_pairs_of_slots_meet_while_that_is_affordable(slots, pairs):
-    assert meeting_pairs(slots) == pairs
+    assert meeting_pairs(slots, is_quick=False) == pairs
+    assert meeting_pairs(slots, is_quick=True) == min(max(slots**2, 500), 12_000)
