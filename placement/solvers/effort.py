@@ -16,8 +16,9 @@ _KICKS_PER_SLOT = 0.5
 # that is affordable: 256 experts on 32 ranks took ten seconds a layer, for half a percent.
 _ALIKE, _ANNEALED_UP_TO = 48, 192
 _ANNEALED_SWAPS = 30
-# So many pairs of slots meet when copies are annealed. With 1,500 of them 72 slots ended 2 % dearer, 144 slots 5 %.
-_FEWEST_PAIRS, _MOST_PAIRS, _LEAST_OF_MANY = 500, 12_000, 1500
+# So many pairs of slots meet when copies are annealed. With the usual number 72 slots ended 2 % dearer, 144 slots 5 %;
+# with more of them gpt-oss-20b, 40 slots, took over 20 seconds and gained nothing.
+_FEWEST_PAIRS, _USUAL_PAIRS, _MOST_PAIRS = 500, 1500, 12_000
 # An item for annealing is a set at a home; each slot is in a share of them that must not vanish.
 _ITEMS_PER_SLOT = 20
 _FEWEST_ITEMS = 1500
@@ -66,11 +67,13 @@ def annealed_items(num_slots: int) -> int:
 
 
 def meeting_pairs(num_slots: int, *, is_quick: bool) -> int:
-    """How many pairs of slots count when copies are annealed: all of them up to 109 slots, fewer of more than 128.
+    """How many pairs of slots count when copies are annealed: all of 49 to 109 slots, fewer of more than 128.
 
     is_quick: whether moves are priced within one number, so that fewer need not be.
     """
-    most = _MOST_PAIRS if is_quick else max(_LEAST_OF_MANY, round(_MOST_PAIRS * annealing_share(num_slots)))
+    most = _MOST_PAIRS if is_quick else max(_USUAL_PAIRS, round(_MOST_PAIRS * annealing_share(num_slots)))
+    if num_slots <= _ALIKE:
+        most = _USUAL_PAIRS
     return min(max(num_slots**2, _FEWEST_PAIRS), most)
 
 
