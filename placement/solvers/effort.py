@@ -71,10 +71,10 @@ def meeting_pairs(num_slots: int, *, is_quick: bool) -> int:
 
     is_quick: whether moves are priced within one number, so that fewer need not be.
     """
-    most = _MOST_PAIRS if is_quick else max(_USUAL_PAIRS, round(_MOST_PAIRS * annealing_share(num_slots)))
     if num_slots <= _ALIKE:
-        most = _USUAL_PAIRS
-    return min(max(num_slots**2, _FEWEST_PAIRS), most)
+        return min(max(num_slots**2, _FEWEST_PAIRS), _USUAL_PAIRS)
+    most = _MOST_PAIRS if is_quick else max(_USUAL_PAIRS, round(_MOST_PAIRS * annealing_share(num_slots)))
+    return min(num_slots**2, most)
 
 
 def annealing_share(num_slots: int) -> float:

@@ -162,8 +162,8 @@ class LayerProblem:
 
     def priced_cost(self, rank_of_place: NDArray[np.int32], homes_of_set: NDArray[np.float64]) -> float:
         """Copies over all tokens, with the dearest price for what is above the load cap."""
-        filled = np.bincount(rank_of_place, weights=self.load, minlength=self.machine.ep_size) / self.machine.speed
-        over = float(np.maximum(filled - self.cap.ceiling, 0.0).sum())
+        cap = self.cap
+        over = float(np.maximum(cap.filled(rank_of_place) - cap.ceiling, 0.0).sum())
         return float((self.copies_by_home(rank_of_place) * homes_of_set).sum()) + OVERLOAD_PRICES[-1] * over
 
     def copies_by_home(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float32]:

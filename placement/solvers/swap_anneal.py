@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.expert_sets import rows_by_expert
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap
-from specmoe.placement.solvers.swap_sums import Loads, PricedSets, SwapSums, change_of, sum_up, swap_places
+from specmoe.placement.solvers.swap_sums import Loads, PricedSets, change_of, priced_sets, sum_up, swap_places
 
 # The first temperature and the last one, in a placement's cost over its places.
 _HOT, _COLD = 0.25, 0.02
@@ -36,11 +35,8 @@ def swap_anneal(
     Little is left of where they begin. The load cap is a price of what is above it, which the end may be.
     """
     items, price = _drawn(items, price, seed)
-    offsets, rows = rows_by_expert(items, len(rank_of_place))
-    sets = PricedSets(items, price, offsets, rows)
     placed = rank_of_place.astype(np.int32)
-    filled = np.bincount(placed, weights=cap.load, minlength=len(cap.speed)) / cap.speed
-    loads = Loads(cap.load, cap.speed, filled, cap.ceiling, OVERLOAD_PRICES[0])
+    sets, loads = priced_sets(items, price, len(placed)), cap.loads(placed, OVERLOAD_PRICES[0])
     _anneal(sets, loads, kind, placed, proposals, seed)
     return placed
 
@@ -71,9 +67,9 @@ def _anneal(
 ) -> None:
     """Anneal in place; the temperature falls geometrically."""
     np.random.seed(seed)
-    num_places, ep_size = len(rank_of_place), len(loads.speed)
-    sums = SwapSums(np.zeros(num_places), np.zeros((num_places, ep_size)), np.zeros((num_places, num_places)))
-    temperature = _HOT * sum_up(sets, rank_of_place, sums) / num_places
+    num_places = len(rank_of_place)
+    sums, cost = sum_up(sets, rank_of_place)
+    temperature = _HOT * cost / num_places
     cooler = (_COLD / _HOT) ** (1.0 / proposals)
     for _ in range(proposals):
         temperature *= cooler

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
-from specmoe.placement.solvers.expert_sets import rows_by_expert
 from specmoe.placement.solvers.swap_sums import (
     Loads,
     PricedSets,
@@ -23,6 +22,7 @@ from specmoe.placement.solvers.swap_sums import (
     change_of,
     more_overload,
     move_place,
+    priced_sets,
     sum_up,
     swap_places,
 )
@@ -46,8 +46,15 @@ class LoadCap:
 
     def is_kept(self, rank_of_place: NDArray[np.int32]) -> bool:
         """Whether no rank is above the ceiling."""
-        filled = np.bincount(rank_of_place, weights=self.load, minlength=len(self.speed)) / self.speed
-        return bool((filled <= self.ceiling * (1 + 1e-9)).all())
+        return bool((self.filled(rank_of_place) <= self.ceiling * (1 + 1e-9)).all())
+
+    def filled(self, rank_of_place: NDArray[np.int32]) -> NDArray[np.float64]:
+        """float64 [R]: each rank's pairs over its speed."""
+        return np.bincount(rank_of_place, weights=self.load, minlength=len(self.speed)) / self.speed
+
+    def loads(self, rank_of_place: NDArray[np.int32], overload_price: float) -> Loads:
+        """The loads of a placement as searches change them."""
+        return Loads(self.load, self.speed, self.filled(rank_of_place), self.ceiling, overload_price)
 
 
 def swap_search(
@@ -70,11 +77,8 @@ def swap_search(
     a better placement (0: at the first optimum). Then begins anew, `kicks` times, where some of the places of the best
     one have changed ranks: that finds better ones than as many random starts, the more so the more experts there are.
     """
-    offsets, rows = rows_by_expert(items, len(rank_of_place))
-    sets = PricedSets(items, price, offsets, rows)
     placed = rank_of_place.astype(np.int32)
-    filled = np.bincount(placed, weights=cap.load, minlength=len(cap.speed)) / cap.speed
-    loads = Loads(cap.load, cap.speed, filled, cap.ceiling, overload_price)
+    sets, loads = priced_sets(items, price, len(placed)), cap.loads(placed, overload_price)
     return placed, _search(sets, loads, kind, placed, steps, patience, kicks, seed)
 
 
@@ -91,10 +95,9 @@ def _search(
 ) -> float:
     """Search in place; returns the best cost with the overload price."""
     np.random.seed(seed)
-    num_places, ep_size = len(rank_of_place), len(loads.speed)
-    sums = SwapSums(np.zeros(num_places), np.zeros((num_places, ep_size)), np.zeros((num_places, num_places)))
-    cost = sum_up(sets, rank_of_place, sums)
-    for r in range(ep_size):
+    num_places = len(rank_of_place)
+    sums, cost = sum_up(sets, rank_of_place)
+    for r in range(len(loads.speed)):
         cost += loads.overload_price * max(0.0, loads.filled[r] - loads.ceiling)
     best_cost, best = cost, rank_of_place.copy()
     tabu_until = np.zeros(num_places, dtype=np.int64)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
+from specmoe.placement.solvers.expert_sets import rows_by_expert
 
 
 class PricedSets(NamedTuple):
@@ -38,11 +39,19 @@ class SwapSums(NamedTuple):
     alone: NDArray[np.float64]
 
 
+def priced_sets(items: NDArray[np.int32], price: NDArray[np.float64], num_places: int) -> PricedSets:
+    """The sets, and which of them hold each place."""
+    offsets, rows = rows_by_expert(items, num_places)
+    return PricedSets(items, price, offsets, rows)
+
+
 @compiled
-def sum_up(sets: PricedSets, rank_of_place: NDArray[np.int32], sums: SwapSums) -> float:
-    """Add all sets to sums of zeros; the cost of the placement."""
-    items, price, leave, arrive, alone = sets.items, sets.price, sums.leave, sums.arrive, sums.alone
-    top_k, ep_size = items.shape[1], price.shape[1]
+def sum_up(sets: PricedSets, rank_of_place: NDArray[np.int32]) -> tuple[SwapSums, float]:
+    """The sums of a placement, and its cost."""
+    items, price = sets.items, sets.price
+    top_k, ep_size, num_places = items.shape[1], price.shape[1], len(rank_of_place)
+    leave, arrive = np.zeros(num_places), np.zeros((num_places, ep_size))
+    alone = np.zeros((num_places, num_places))
     count = np.zeros(ep_size, dtype=np.int64)
     cost = 0.0
     for t in range(len(items)):
@@ -59,7 +68,7 @@ def sum_up(sets: PricedSets, rank_of_place: NDArray[np.int32], sums: SwapSums) -
                     arrive[place, r] += price[t, r]
         for k in range(top_k):
             count[rank_of_place[items[t, k]]] = 0
-    return cost
+    return SwapSums(leave, arrive, alone), cost
 
 
 @compiled
