@@ -14,6 +14,7 @@ from specmoe.placement.solvers.dispatched import dispatched, served_load
 from specmoe.placement.solvers.effort import annealed_items, annealing_share, meeting_pairs
 from specmoe.placement.solvers.expert_sets import keep_loads, rows_by_expert
 from specmoe.placement.solvers.layer_problem import LayerProblem
+from specmoe.placement.solvers.stand_for_all import stand_for_all
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES
 
 _NEGLIGIBLE_TOKENS = 0.02
@@ -53,7 +54,7 @@ def heaviest_items(problem: LayerProblem, homes_of_set: NDArray[np.float64], lim
     """About `limit` of the items that stand for all: the heavy ones, and every n-th of the others for n of them."""
     which, home = np.nonzero(homes_of_set > _NEGLIGIBLE_TOKENS)
     weight = homes_of_set[which, home]
-    chosen, standing_for = _heaviest(weight, limit)
+    chosen, standing_for = stand_for_all(weight, limit)
     items = _gathered(problem, which[chosen], home[chosen], standing_for)
     if len(chosen) < len(weight):
         pairs = weight.sum() * items.experts.shape[1]
@@ -168,22 +169,6 @@ def _affordable(problem: LayerProblem) -> float:
 def _is_quick(problem: LayerProblem) -> bool:
     """Whether all ranks are counted within one number."""
     return word_width(problem.sets.sets.shape[1], problem.machine.ep_size) > 0
-
-
-def _heaviest(weight: NDArray[np.float64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which entries stand for all, about `limit` of them, and for what weight each."""
-    if len(weight) <= limit:
-        return np.arange(len(weight)), weight
-    order = np.argsort(-weight, kind="stable")
-    sorted_weight = weight[order]
-    rest = np.cumsum(sorted_weight[::-1])[::-1]
-    # The first item lighter than an even share of what is left starts the part that is thinned out.
-    share = rest / np.maximum(limit - np.arange(len(rest)), 1)
-    heavy = int(np.argmax((sorted_weight <= share) | (np.arange(len(rest)) >= limit - 1)))
-    marks = (np.arange(limit - heavy) + 0.5) * share[heavy]
-    light = heavy + np.searchsorted(np.cumsum(sorted_weight[heavy:]), marks)
-    chosen = np.concatenate([order[:heavy], order[np.minimum(light, len(order) - 1)]])
-    return chosen, np.concatenate([sorted_weight[:heavy], np.full(len(light), share[heavy])])
 
 
 def copies_by_home(problem: LayerProblem, copies: Copies, *, cover: bool = True) -> NDArray[np.float32]:

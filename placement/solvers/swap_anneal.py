@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specmoe.compiled import compiled
+from specmoe.placement.solvers.stand_for_all import stand_for_all
 from specmoe.placement.solvers.swap_search import OVERLOAD_PRICES, LoadCap
 from specmoe.placement.solvers.swap_sums import Loads, PricedSets, change_of, priced_sets, sum_up, swap_places
 
@@ -34,26 +35,20 @@ def swap_anneal(
 
     Little is left of where they begin. The load cap is a price of what is above it, which the end may be.
     """
-    items, price = _drawn(items, price, seed)
+    items, price = _chosen(items, price)
     placed = rank_of_place.astype(np.int32)
     sets, loads = priced_sets(items, price, len(placed)), cap.loads(placed, OVERLOAD_PRICES[0])
     _anneal(sets, loads, kind, placed, proposals, seed)
     return placed
 
 
-def _drawn(
-    items: NDArray[np.int32], price: NDArray[np.float64], seed: int
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """The sets that cost anything or, of too many, a draw by their price, all priced alike on the whole."""
+def _chosen(items: NDArray[np.int32], price: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The sets that cost anything or, of too many, those that stand for all."""
     costly = price.any(axis=1)
     items, price = items[costly], price[costly]
-    if len(items) <= _ANNEALED_SETS:
-        return items, price
     total = price.sum(axis=1)
-    rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.choice(len(items), size=_ANNEALED_SETS, replace=False, p=total / total.sum()))
-    each = total.sum() / _ANNEALED_SETS
-    return items[drawn], price[drawn] * (each / total[drawn])[:, None]
+    chosen, standing_for = stand_for_all(total, _ANNEALED_SETS)
+    return items[chosen], price[chosen] * (standing_for / total[chosen])[:, None]
 
 
 @compiled

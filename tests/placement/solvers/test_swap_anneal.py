@@ -86,14 +86,14 @@ def test_places_of_other_kinds_are_not_exchanged():
         assert np.array_equal(np.sort(found[kind == one]), np.sort(place[kind == one]))
 
 
-def test_a_draw_stands_for_very_many_sets_and_costs_as_much(monkeypatch):
+def test_some_stand_for_very_many_sets_and_cost_as_much(monkeypatch):
     sets, team = teams(3000)
     rng = np.random.default_rng(0)
     price = rng.integers(0, 5, size=(len(sets), RANKS)).astype(float) + 0.5
     monkeypatch.setattr(annealing, "_ANNEALED_SETS", 800)
-    drawn, their_price = annealing._drawn(sets, price, seed=0)
-    assert len(drawn) == len(their_price) == 800
-    assert len(np.unique(drawn, axis=0)) > 700
+    chosen, their_price = annealing._chosen(sets, price)
+    assert len(chosen) == len(their_price) == 800
+    assert len(np.unique(chosen, axis=0)) > 700
     assert their_price.sum() == pytest.approx(price.sum())
     assert cost(sets, annealed(sets, random_place(0), proposals=40_000)) <= 1.05 * cost(sets, team)
 
@@ -103,8 +103,8 @@ def test_sets_that_cost_nothing_are_left_out_and_where_none_costs_anything_all_i
     monkeypatch.setattr(annealing, "_ANNEALED_SETS", 800)
     price = np.zeros((len(sets), RANKS))
     price[::4, 1] = 2.0
-    drawn, their_price = annealing._drawn(sets, price, seed=0)
-    assert np.array_equal(drawn, sets[::4])
+    chosen, their_price = annealing._chosen(sets, price)
+    assert np.array_equal(chosen, sets[::4])
     assert np.array_equal(their_price, price[::4])
     kind, one_rank = np.zeros(EXPERTS, dtype=np.int32), np.zeros(EXPERTS, dtype=np.int32)
     cap = LoadCap(load=np.ones(EXPERTS), speed=np.ones(1), ceiling=float(EXPERTS))
